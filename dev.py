@@ -91,7 +91,7 @@ def cores() -> int:
 
 
 def set_up(name: str) -> None:
-    """Make .venv with the pins of requirements/{name}.txt and torchdfa itself, unless that is done already."""
+    """Make .venv with the pins of requirements/{name}.txt and torchdfa, unless that is done already."""
     if sys.version_info < MINIMUM:
         found = ".".join(map(str, sys.version_info[:3]))
         raise SetupError(f"Python 3.10 or newer is needed, this is {found}; run it with a newer python3")
@@ -138,8 +138,8 @@ def install(*arguments: str) -> None:
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     if subprocess.call(command, cwd=ROOT) != 0:
         raise SetupError(
-            "pip could not install the pinned packages (its message stands above); check the network, or point pip "
-            "at a package index within reach, and run this again"
+            "pip could not install the pinned packages (its message stands above); check the network, or point "
+            "pip at an index within reach, and run this again"
         )
 
 
