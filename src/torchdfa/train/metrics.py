@@ -15,10 +15,10 @@ from torchdfa.errors import RunError
 def metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """JSON-able figures of `logits` (N, K) against `labels` (N,), K = len(classes).
 
-    top1, top5 and balanced_accuracy are in percent. top5 is None with five classes or fewer, where it would
-    be 100 % for any model. loss is the mean cross-entropy in nats. balanced_accuracy is the mean recall of the
-    classes that occur in `labels`. confusion[i][j] counts the samples of class i that were taken for class j.
-    Equal outputs rank in class order. Raises RunError where an output is NaN or infinite.
+    top1, top5 and balanced_accuracy are in percent. top5 is None with five classes or fewer, where it
+    would be 100 % for any model. loss is the mean cross-entropy in nats. balanced_accuracy is the mean
+    recall of the classes that occur in `labels`. confusion[i][j] counts the samples of class i that were
+    taken for class j. Equal outputs rank in class order. Raises RunError where an output is not finite.
     """
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu().long()
     _check(logits, labels, len(classes))
