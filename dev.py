@@ -122,7 +122,9 @@ def set_up(venv: Path, pins: str) -> str:
 def works(python: Path) -> bool:
     """Whether this Python starts, has pip and is new enough."""
     probe = f"import sys, pip; sys.exit(sys.version_info < {MINIMUM})"
-    return python.exists() and subprocess.run([str(python), "-c", probe], capture_output=True).returncode == 0
+    if not python.exists():
+        return False
+    return subprocess.run([str(python), "-c", probe], check=False, capture_output=True).returncode == 0
 
 
 def make_venv(folder: Path) -> None:
