@@ -1,3 +1,21 @@
-"""Direct feedback alignment for PyTorch."""
+"""Direct feedback alignment for any PyTorch model (Han & Yoo, 2019)."""
 
-__version__ = "0.1.0.dev0"
+from torchdfa import diagnostics
+from torchdfa.convert import backprop, convert_, refresh_feedback_, restore_
+from torchdfa.errors import ConversionError, RunError, UsageError
+from torchdfa.report import Report, report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConversionError",
+    "Report",
+    "RunError",
+    "UsageError",
+    "backprop",
+    "convert_",
+    "diagnostics",
+    "refresh_feedback_",
+    "report",
+    "restore_",
+]

@@ -1,0 +1,185 @@
+"""Feedback stores and how they are filled: random or product (Eq. 7), dense or signs (Eq. 9), and scale.
+
+A feedback matrix D is stored as (K, N): K error elements by N units that receive it, so that a batch of
+errors e (rows, K) is projected to ``e @ D`` (rows, N), the D^T e of Eq. 6.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchdfa.bits import pack, unpack
+from torchdfa.errors import ConversionError
+from torchdfa.ops import sign_mm
+
+INITS = ("random", "product")
+SCALES = ("unit", "he", "match")
+
+# Signs are kept as bits; up to this size their unpacked copy is kept too, because nothing beats torch's matmul on it.
+UNPACKED_LIMIT_BYTES = 64 * 2**20
+
+
+class Feedback(nn.Module):
+    """A fixed linear map from errors to the units of one layer's input; it holds buffers, never Parameters."""
+
+    store: str
+    shape: tuple[int, ...]
+
+    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
+        """Send ``error`` (..., k), the elements ``rows`` of the whole error, to a tensor of ``shape``."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """The whole matrix with its scale, in float32."""
+        raise NotImplementedError
+
+    @property
+    def logical_bytes(self) -> int:
+        """Bytes of the stored state: what a device must keep."""
+        raise NotImplementedError
+
+    @property
+    def actual_bytes(self) -> int:
+        """Bytes held in memory now, unpacked copies included."""
+        return sum(b.numel() * b.element_size() for b in self.buffers())
+
+    def extra_repr(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}, {self.store}"
+
+
+class DenseFeedback(Feedback):
+    """A floating-point matrix (K, N); the scale is inside its elements."""
+
+    store = "dense"
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor):
+        super().__init__()
+        self.shape = tuple(matrix.shape)
+        self.register_buffer("matrix", matrix)
+
+    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
+        matrix = self.matrix[rows].to(error.dtype)
+        return (error.reshape(-1, error.shape[-1]) @ matrix).reshape(shape)
+
+    def dense(self) -> Tensor:
+        return self.matrix.float()
+
+    @property
+    def logical_bytes(self) -> int:
+        return self.matrix.numel() * self.matrix.element_size()
+
+
+class SignFeedback(Feedback):
+    """A matrix of +1 and -1 kept as one bit an element, times one scale (Eq. 9 with a recorded factor)."""
+
+    store = "sign bits"
+    bits: Tensor
+    scale: Tensor
+    signs: Tensor | None
+
+    def __init__(self, matrix: Tensor, scale: float, dtype: torch.dtype):
+        super().__init__()
+        self.shape = tuple(matrix.shape)
+        self.register_buffer("bits", pack(matrix))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=matrix.device))
+        small = matrix.numel() * dtype.itemsize <= UNPACKED_LIMIT_BYTES
+        self.register_buffer("signs", self._unpack(dtype) if small else None, persistent=False)
+
+    def _unpack(self, dtype: torch.dtype) -> Tensor:
+        return unpack(self.bits, self.shape[1], dtype)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.signs is not None:  # the bits are the state; their copy follows them
+            self.signs.copy_(self._unpack(self.signs.dtype))
+
+    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
+        scaled = error.reshape(-1, error.shape[-1]) * self.scale.to(error.dtype)
+        if self.signs is None:
+            return sign_mm(scaled, self.bits[rows], self.shape[1]).reshape(shape)
+        return (scaled @ self.signs[rows].to(error.dtype)).reshape(shape)
+
+    def dense(self) -> Tensor:
+        return self._unpack(torch.float32) * self.scale.float()
+
+    @property
+    def logical_bytes(self) -> int:
+        return sum(b.numel() * b.element_size() for b in (self.bits, self.scale))
+
+
+class ConvFeedback(Feedback):
+    """A fixed kernel in place of a convolution's own on the way back (Eq. 5 for a convolution)."""
+
+    store = "dense"
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        super().__init__()
+        self.shape = tuple(matrix.shape)
+        self.register_buffer("matrix", matrix)
+        dims = len(layer.kernel_size)
+        self.geometry = (layer.stride, layer.padding, layer.dilation, False, [0] * dims, layer.groups)
+
+    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
+        shape_only = error.new_empty(1).expand(shape)  # the backward reads the input's shape, not its values
+        kernel = self.matrix.to(error.dtype)
+        grads = torch.ops.aten.convolution_backward(
+            error, shape_only, kernel, None, *self.geometry, [True, False, False]
+        )
+        return grads[0]
+
+    def dense(self) -> Tensor:
+        return self.matrix.float()
+
+    @property
+    def logical_bytes(self) -> int:
+        return self.matrix.numel() * self.matrix.element_size()
+
+
+def chain_product(weights: list[Tensor]) -> Tensor:
+    """W_L ... W_{i+1} (Eq. 7) for ``weights`` ordered from layer i+1 to the output layer: (K, N_i) in float32."""
+    product = weights[-1].detach().float()
+    for weight in reversed(weights[:-1]):
+        product = product @ weight.detach().float()
+    return product
+
+
+def _rms(matrix: Tensor) -> float:
+    return float(matrix.double().square().mean().sqrt())
+
+
+def scale_factor(raw: Tensor, scale: float | str, product: Tensor | None, fan_in: int) -> float:
+    """The factor that brings ``raw`` (K, N) to ``scale``.
+
+    "unit" keeps the raw values. "he" gives elements of variance 2 / ``fan_in`` (He et al., 2015), what the
+    initial weights of a layer in the feedback's place would have. "match" gives the norm of ``product``.
+    A number multiplies the raw values.
+    """
+    if scale == "unit":
+        return 1.0
+    if not isinstance(scale, str):
+        return float(scale)
+    if scale == "he":
+        return math.sqrt(2 / fan_in) / _rms(raw)
+    if product is None:
+        raise ConversionError(
+            'scale="match" needs the product of fully-connected weights from each converted layer to the output; '
+            'here a convolution or an unknown path lies between. Pass scale="he", "unit" or a number.'
+        )
+    return 1.0 if raw is product else _rms(product) / _rms(raw)
+
+
+def require_usable(product: Tensor, site: str) -> None:
+    """Raise if a product of weights cannot serve as feedback."""
+    if not bool(torch.isfinite(product).all()):
+        raise ConversionError(f"the product of the weights from {site!r} to the output is not finite.")
+    if not bool(product.any()):
+        raise ConversionError(
+            f"the product of the weights from {site!r} to the output is zero (zero-initialised layer?), so it "
+            'carries no feedback. Use init="random" with scale="he", or initialise the weights first.'
+        )

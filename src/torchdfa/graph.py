@@ -1,0 +1,204 @@
+"""How a model's layers follow each other, read from a symbolic trace.
+
+The trace runs on a copy that shares the model's tensors: nothing of the model is executed or changed.
+A model that cannot be traced (control flow on data) has no graph; its layers are then taken in the
+order in which they were registered.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+LAYERS = (nn.Linear, _ConvNd)
+# Layers with parameters of their own that leave a fully-connected chain a chain.
+_TRANSPARENT = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
+# Functions of one tensor after which a row is no longer a row: a chain ends there.
+_MIXING = {"mean", "sum", "max", "min", "amax", "amin", "getitem", "select", "unbind", "chunk", "split"}
+
+
+class Chain(NamedTuple):
+    """Fully-connected layers from the first after the trunk to one output, by name, in order of execution."""
+
+    names: tuple[str, ...]
+    has_trunk: bool
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the rules can concern this module: a linear map with weights."""
+    return isinstance(module, LAYERS)
+
+
+def own_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_layer(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> Graph | None:
+    """The graph of ``model``, or None where it cannot be traced."""
+    tensors: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    try:
+        twin = copy.deepcopy(model, tensors)
+        return Graph(_Tracer().trace(twin), dict(twin.named_modules()))
+    except Exception:  # a forward may raise anything when run on proxies; order of registration remains
+        return None
+
+
+class Graph:
+    """The traced calls of a model, asked about its layers."""
+
+    def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module]):
+        self.modules = modules
+        self.nodes = list(graph.nodes)
+
+    def layer(self, node: fx.Node) -> str | None:
+        """The name of the Linear or convolution that ``node`` calls, or None."""
+        if node.op == "call_module" and is_layer(self.modules[str(node.target)]):
+            return str(node.target)
+        return None
+
+    def calls(self) -> list[str]:
+        """Every call of a layer, in order of execution."""
+        return [name for node in self.nodes if (name := self.layer(node))]
+
+    def results(self) -> list[fx.Node]:
+        """The tensors that the model returns."""
+        return list(self.nodes[-1].all_input_nodes)
+
+    def chains(self) -> list[Chain]:
+        """One chain of fully-connected layers for each returned tensor that ends in one."""
+        found: dict[tuple[str, ...], Chain] = {}
+        for result in self.results():
+            names, has_trunk = self._walk(result)
+            if names:
+                found[names] = Chain(names, has_trunk)
+        # A returned intermediate (features beside logits) is no head of its own.
+        inner = {names for names in found for other in found if names != other and names == other[: len(names)]}
+        return [c for names, c in found.items() if names not in inner]
+
+    def _walk(self, node: fx.Node) -> tuple[tuple[str, ...], bool]:
+        names: list[str] = []
+        while True:
+            if node.op in ("placeholder", "get_attr") or self._ends_chain(node):
+                return tuple(reversed(names)), node.op != "placeholder"
+            if name := self.layer(node):
+                names.append(name)
+            inputs = data_inputs(node)
+            if len(inputs) != 1:
+                return tuple(reversed(names)), True
+            node = inputs[0]
+
+    def _ends_chain(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            if isinstance(module, (nn.Linear, *_TRANSPARENT)):
+                return False
+            return next(module.parameters(), None) is not None
+        return function_name(node) in _MIXING
+
+    def upstream(self, name: str) -> list[str]:
+        """The layers that ``name`` depends on, in order of execution, itself last."""
+        wanted = {node for node in self.nodes if self.layer(node) == name}
+        for node in reversed(self.nodes):
+            if node in wanted:
+                wanted.update(node.all_input_nodes)
+        return [layer for node in self.nodes if node in wanted and (layer := self.layer(node))]
+
+    def last_layers(self) -> list[str]:
+        """The layers from which the returned tensors come without another layer between."""
+        found: dict[str, None] = {}
+        pending, seen = self.results(), set()
+        while pending:
+            node = pending.pop(0)
+            if node in seen:
+                continue
+            seen.add(node)
+            if name := self.layer(node):
+                found[name] = None
+            else:
+                pending.extend(node.all_input_nodes)
+        return list(found)
+
+    def bypassed(self, cuts: set[str], outputs: set[str]) -> str | None:
+        """A cut layer whose input also reaches another cut or an output around it (a skip connection), or None."""
+        inputs = {node.all_input_nodes[0]: node for node in self.nodes if self.layer(node) in cuts}
+        for start, layer in inputs.items():
+            pending, seen = list(start.users), {start}
+            while pending:
+                node = pending.pop()
+                if node in seen or self.layer(node) in cuts or is_size(node):
+                    continue
+                if node in inputs or self.layer(node) in outputs:
+                    return self.layer(layer)
+                seen.add(node)
+                pending.extend(node.users)
+        return None
+
+
+def function_name(node: fx.Node) -> str:
+    """The bare name of the function or method that ``node`` calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether ``node`` is a number read off a tensor's shape, not data."""
+    name = function_name(node)
+    if name in ("size", "dim", "numel", "ndimension", "stride"):
+        return True
+    if name == "getattr":
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    inputs = node.all_input_nodes
+    return bool(inputs) and node.op == "call_function" and all(is_size(i) for i in inputs)
+
+
+def data_inputs(node: fx.Node) -> list[fx.Node]:
+    """The inputs of ``node`` that carry data."""
+    return [i for i in node.all_input_nodes if not is_size(i)]
+
+
+def registered_chain(model: nn.Module) -> list[Chain]:
+    """The trailing run of ``nn.Linear`` in order of registration, as one chain."""
+    names: list[str] = []
+    has_trunk = False
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            names.append(name)
+        elif own_parameters(module) and not isinstance(module, _TRANSPARENT):
+            names, has_trunk = [], True
+    return [Chain(tuple(names), has_trunk)] if names else []
+
+
+def input_shapes(model: nn.Module, example_input: Any) -> dict[str, tuple[int, ...]]:
+    """The shape, batch dimension left out, of what each layer reads on ``example_input``, in order of execution.
+
+    Runs one forward in evaluation mode without gradients; the training flags are put back.
+    """
+    import torch
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    training = [module for module in model.modules() if module.training]
+    names = {module: name for name, module in model.named_modules()}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shapes[names[module]] = tuple(inputs[0].shape[1:])
+
+    hooks = [m.register_forward_pre_hook(record) for m in names if is_layer(m)]
+    try:
+        with torch.no_grad():
+            model.eval()
+            model(*example_input) if isinstance(example_input, (tuple, list)) else model(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    return shapes

@@ -1,0 +1,157 @@
+"""Layers that read a detached copy of their input, or send the error of their output, or both.
+
+A converted layer keeps its identity, Parameters, buffers and hooks: only its class changes, to one of the
+one-line classes below. Within one model the layers share a ``Bus``.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from torchdfa.errors import ConversionError
+from torchdfa.feedback import Feedback
+from torchdfa.rules import SendError
+
+
+class Tap(NamedTuple):
+    """The attached input of a layer that read a detached copy, waiting for the outputs that send it an error."""
+
+    tensor: Tensor
+    feedback: Feedback
+    unread: int
+
+
+class Bus(threading.local):
+    """What the layers of one model pass to each other during one forward. Each thread has its own.
+
+    Copies and pickles are empty: taps belong to a call, not to a model.
+    """
+
+    def __init__(self) -> None:
+        self.taps: dict[str, Tap] = {}
+        self.backprop = False  # True inside torchdfa.backprop(model)
+        self.watched: dict[str, Tensor] | None = None  # the diagnostics' view of every tapped input
+
+    def __reduce__(self) -> tuple[type[Bus], tuple[()]]:
+        return Bus, ()
+
+
+class Rerouted(nn.Module):
+    """Mixin in front of a torch layer; ``convert_`` sets these attributes."""
+
+    bus: Bus
+    site: str  # the layer's name in the model
+    feedback: Feedback | None  # set where the layer reads a detached input
+    readers: int  # how many outputs send to this layer's tap
+    later: tuple[str, ...]  # sites downstream: their taps are stale once this layer is called again
+    sends: dict[str, slice]  # of an output: the sites it sends its error to, and its rows of their feedback
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name, callers may pass it by keyword)
+        return self._send(super().forward(self._cut(input)))
+
+    def _cut(self, x: Tensor) -> Tensor:
+        bus = self.bus
+        if not torch.is_grad_enabled():
+            return x
+        for site in (self.site, *self.later):
+            bus.taps.pop(site, None)
+        if self.feedback is None or not x.requires_grad:
+            return x
+        if bus.watched is not None:
+            bus.watched[self.site] = x
+        if bus.backprop:
+            return x
+        bus.taps[self.site] = Tap(x, self.feedback, self.readers)
+        return x.detach()
+
+    def _send(self, output: Tensor) -> Tensor:
+        bus = self.bus
+        if bus.backprop or not torch.is_grad_enabled():
+            return output
+        for site, rows in self.sends.items():
+            tap = bus.taps.pop(site, None)
+            if tap is None:
+                continue
+            if tap.unread > 1:
+                bus.taps[site] = tap._replace(unread=tap.unread - 1)
+            self._check_shapes(site, tap, output)
+            output = SendError.apply(output, tap.tensor, tap.feedback, rows)
+        return output
+
+    def _check_shapes(self, site: str, tap: Tap, output: Tensor) -> None:
+        if site == self.site:
+            return
+        errors, units = output.numel() // max(1, output.shape[-1]), tap.feedback.shape[1]
+        if errors * units != tap.tensor.numel():
+            raise ConversionError(
+                f"the input of {site!r} has shape {tuple(tap.tensor.shape)} and the output of {self.site!r} "
+                f"{tuple(output.shape)}: feedback of {units} units a row needs the same number of rows in both. "
+                f"Leave {site!r} out with layers=[...] or take the error elsewhere with error_at=."
+            )
+
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr()]
+        if self.feedback is not None:
+            parts.append("input=detached")
+        if self.sends:
+            parts.append(f"sends_error_to={list(self.sends)}")
+        return ", ".join(parts)
+
+
+class FeedbackLinear(Rerouted, nn.Linear):
+    """``nn.Linear`` in a rerouted head."""
+
+
+class FeedbackConv1d(Rerouted, nn.Conv1d):
+    """``nn.Conv1d`` in a rerouted network."""
+
+
+class FeedbackConv2d(Rerouted, nn.Conv2d):
+    """``nn.Conv2d`` in a rerouted network."""
+
+
+class FeedbackConv3d(Rerouted, nn.Conv3d):
+    """``nn.Conv3d`` in a rerouted network."""
+
+
+_CLASSES: dict[type[nn.Module], type[Rerouted]] = {
+    nn.Linear: FeedbackLinear,
+    nn.Conv1d: FeedbackConv1d,
+    nn.Conv2d: FeedbackConv2d,
+    nn.Conv3d: FeedbackConv3d,
+}
+_ATTRIBUTES = ("bus", "site", "feedback", "readers", "later", "sends")
+
+
+def can_reroute(layer: nn.Module) -> bool:
+    """Whether the layer's type is one that ``reroute_`` knows; subclasses may do anything in forward."""
+    return type(layer) in _CLASSES
+
+
+def reroute_(
+    layer: nn.Module,
+    bus: Bus,
+    site: str,
+    *,
+    feedback: Feedback | None,
+    readers: int,
+    later: tuple[str, ...],
+    sends: dict[str, slice],
+) -> None:
+    """Turn ``layer`` in place into its rerouted class."""
+    layer.__class__ = _CLASSES[type(layer)]
+    rerouted = cast("Rerouted", layer)
+    rerouted.bus, rerouted.site, rerouted.feedback = bus, site, feedback
+    rerouted.readers, rerouted.later, rerouted.sends = readers, later, sends
+
+
+def unroute_(layer: Rerouted) -> None:
+    """Turn a rerouted layer in place into the torch layer it was."""
+    for name in _ATTRIBUTES:
+        delattr(layer, name)
+    plain = next(cls for cls, rerouted in _CLASSES.items() if rerouted is type(layer))
+    cast("nn.Module", layer).__class__ = plain
