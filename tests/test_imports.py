@@ -25,6 +25,8 @@ CORE = (
     "layers",
     "graph",
     "head",
+    "settings",
+    "initial",
     "convert",
     "report",
     "diagnostics",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,39 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torchdfa.counter import DISTRIBUTIONS, random_matrix, stream_key
 from torchdfa.errors import ConversionError
-from torchdfa.feedback import (
-    INITS,
-    SCALES,
-    ConvFeedback,
-    DenseFeedback,
-    Feedback,
-    SignFeedback,
-    chain_product,
-    require_usable,
-    scale_factor,
-)
+from torchdfa.feedback import Feedback
 from torchdfa.head import Plan, make_plan
+from torchdfa.initial import make_feedback, output_width
 from torchdfa.layers import Bus, Rerouted, reroute_, unroute_
-from torchdfa.rules import RULES, Rule
+from torchdfa.settings import Settings, checked_settings
 
 M = TypeVar("M", bound=nn.Module)
-BOUNDARIES = ("direct", "transpose")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of one conversion, as recorded on the model."""
-
-    rule: Rule
-    init: str
-    distribution: str
-    scale: float | str
-    boundary: str
-    seed: int
 
 
 @dataclass
@@ -96,7 +72,11 @@ def convert_(
     Raises:
         ConversionError: for a wrong argument, or a model without layers that the rule could concern.
     """
-    settings = _check_arguments(model, rule, layers, init, distribution, scale, boundary, seed)
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    settings = checked_settings(rule, layers, init, distribution, scale, boundary, seed)
+    if find_conversion(model) is not None:
+        raise ConversionError("the model is already converted; call torchdfa.restore_(model) first.")
     if settings.rule.route == "live":
         model._torchdfa = Conversion(settings, Plan((), (), {}, ()), Bus())  # type: ignore[assignment]
         return model
@@ -111,46 +91,6 @@ def convert_(
         _reroute(model, conversion, feedback)
     model._torchdfa = conversion  # type: ignore[assignment]
     return model
-
-
-def _check_arguments(
-    model: nn.Module,
-    rule: str,
-    layers: Any,
-    init: str,
-    distribution: str,
-    scale: Any,
-    boundary: str,
-    seed: int,
-) -> Settings:
-    if not isinstance(model, nn.Module):
-        raise ConversionError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-    for name, value, allowed in (
-        ("rule", rule, tuple(RULES)),
-        ("init", init, INITS),
-        ("distribution", distribution, DISTRIBUTIONS),
-        ("boundary", boundary, BOUNDARIES),
-    ):
-        if value not in allowed:
-            raise ConversionError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}.")
-    if boundary == "transpose" and layers != "head":
-        raise ConversionError('boundary="transpose" is for layers="head"; leave the first layer out of layers=.')
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ConversionError(f"seed={seed!r} must be an integer.")
-    if find_conversion(model) is not None:
-        raise ConversionError("the model is already converted; call torchdfa.restore_(model) first.")
-    if scale is None:
-        scale = "match" if init == "product" else "he"
-    _check_scale(scale)
-    return Settings(RULES[rule], init, distribution, scale, boundary, seed)
-
-
-def _check_scale(scale: Any) -> None:
-    if isinstance(scale, str) and scale in SCALES:
-        return
-    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-    if not number or not math.isfinite(scale) or scale <= 0:
-        raise ConversionError(f"scale={scale!r} must be a positive number or one of {', '.join(map(repr, SCALES))}.")
 
 
 def _freeze(model: nn.Module, plan: Plan, layers: Any) -> tuple[str, ...]:
@@ -169,77 +109,9 @@ def _freeze(model: nn.Module, plan: Plan, layers: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def make_feedback(model: nn.Module, settings: Settings, plan: Plan, name: str) -> Feedback:
-    """The feedback of the cut layer ``name``: the rows of all outputs that send to it, stacked."""
-    layer = model.get_submodule(name)
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    product = _product(model, settings.rule, plan, name)
-    if settings.rule.route == "chain":
-        rows, width = weight.shape[0], weight[0].numel()
-    else:
-        rows, width = sum(_output_width(model, out) for out in plan.outputs_of(name)), plan.widths[name]
-    raw = _raw(settings, product, rows, width, name)
-    if settings.rule.store == "signs":
-        raw = torch.where(raw >= 0, 1.0, -1.0)
-    if product is not None and (settings.init == "product" or settings.scale == "match"):
-        require_usable(product, name)
-    factor = scale_factor(raw, settings.scale, product, width)
-    if settings.rule.store == "signs":
-        return SignFeedback(raw.to(weight.device), factor, weight.dtype)
-    matrix = (raw if factor == 1.0 else raw * factor).to(weight.device, weight.dtype, copy=True)
-    if settings.rule.route == "chain" and not isinstance(layer, nn.Linear):
-        return ConvFeedback(matrix.view_as(weight), _plain_padding(layer, name))
-    return DenseFeedback(matrix)
-
-
-def _raw(settings: Settings, product: Tensor | None, rows: int, width: int, name: str) -> Tensor:
-    if settings.init == "random":
-        return random_matrix(rows, width, settings.distribution, stream_key(settings.seed, name))
-    if product is None:
-        raise ConversionError(
-            f'init="product" (Eq. 7) needs fully-connected layers alone from {name!r} to the output; '
-            'use init="random", or convert the head only (layers="head").'
-        )
-    return product
-
-
-def _product(model: nn.Module, rule: Rule, plan: Plan, name: str) -> Tensor | None:
-    """The forward weights that the feedback of ``name`` stands for, or None where no product is defined."""
-    if rule.route == "chain":
-        return model.get_submodule(name).weight.detach().float().flatten(1)  # type: ignore[operator]
-    products = []
-    for output in plan.outputs_of(name):
-        path = plan.linear_path(name, output)
-        if path is None:
-            return None
-        products.append(chain_product([model.get_submodule(n).weight for n in path]))  # type: ignore[misc]
-    return torch.cat(products)
-
-
-def forward_product(owner: nn.Module, conversion: Conversion, name: str) -> Tensor | None:
-    """The present W_L ... W_{i+1} (Eq. 7) that the feedback of the cut layer ``name`` stands for, or None."""
-    return _product(owner, conversion.settings.rule, conversion.plan, name)
-
-
-def _output_width(model: nn.Module, name: str) -> int:
-    layer = model.get_submodule(name)
-    if not isinstance(layer, nn.Linear):
-        raise ConversionError(f"the error is taken at {name!r}, which must be an nn.Linear; choose one with error_at=.")
-    return layer.out_features
-
-
-def _plain_padding(layer: nn.Module, name: str) -> Any:
-    if getattr(layer, "padding_mode", None) != "zeros" or isinstance(layer.padding, str):
-        raise ConversionError(
-            f'rule "fa" needs zero padding given in numbers, but {name!r} has padding={layer.padding!r}, '
-            f"padding_mode={getattr(layer, 'padding_mode', None)!r}; leave it out with layers=[...]."
-        )
-    return layer
-
-
 def _warn_of_single_outputs(model: nn.Module, plan: Plan) -> None:
     for output in plan.outputs:
-        if _output_width(model, output) == 1:
+        if output_width(model, output) == 1:
             warnings.warn(
                 f"{output!r} has one output unit, so feedback gives every hidden unit of a layer the same direction; "
                 "consider two output units with cross-entropy.",
@@ -268,7 +140,7 @@ def _sends(model: nn.Module, plan: Plan, output: str) -> dict[str, slice]:
     for name in plan.cuts if output in plan.outputs else ():
         start = 0
         for other in plan.outputs_of(name):
-            stop = start + _output_width(model, other)
+            stop = start + output_width(model, other)
             if other == output:
                 sends[name] = slice(start, stop)
             start = stop

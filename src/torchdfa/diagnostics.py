@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchdfa.convert import Conversion, backprop, forward_product, get_conversion
+from torchdfa.convert import Conversion, backprop, get_conversion
 from torchdfa.feedback import Feedback
 from torchdfa.graph import is_layer
+from torchdfa.initial import forward_product
 
 # A direction cannot be read off a gradient this small (norm, in units of the loss per unit of weight).
 SMALLEST_NORM = 1e-8
@@ -161,7 +162,7 @@ def _angle(update: Tensor | None, true: Tensor | None) -> Angle:
 
 def _alignment(owner: nn.Module, conversion: Conversion, name: str) -> Alignment:
     feedback = _feedback(owner, name)
-    product = forward_product(owner, conversion, name)
+    product = forward_product(owner, conversion.settings.rule, conversion.plan, name)
     if feedback is None or product is None:
         return Alignment(None, None, "not a chain of fully-connected layers")
     d, p = feedback.dense().double().flatten(), product.double().flatten()
