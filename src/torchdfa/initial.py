@@ -14,6 +14,7 @@ from torchdfa.feedback import (
     DenseFeedback,
     Feedback,
     SignFeedback,
+    chain_product,
     require_usable,
     scale_factor,
 )

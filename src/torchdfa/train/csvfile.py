@@ -13,7 +13,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     """UTF-8 CSV. Texts that a spreadsheet would run as a formula get a ' in front; None is an empty cell."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # RFC 4180: with lines ended by \r\n, a lone \r in a cell is quoted too
     writer.writerows([cell(value) for value in row] for row in (header, *rows))
     # Names of files may hold bytes that are no UTF-8; they are written as escapes rather than refused.
     return text.getvalue().encode("utf-8", "backslashreplace")
