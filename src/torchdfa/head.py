@@ -225,7 +225,7 @@ def _widths(model: nn.Module, cuts: Sequence[str], example_input: Any) -> dict[s
     if example_input is None:
         raise ConversionError(
             f"feedback to the input of the convolution {convs[0]!r} has one weight for each (output unit, "
-            "channel, row, column), so its shape depends on the input; pass example_input=torch.zeros(1, 3, 32, 32) or so."
+            "channel, row, column), so its shape depends on the input; pass one batch as example_input=."
         )
     shapes = input_shapes(model, example_input)
     for name in convs:
