@@ -1,0 +1,68 @@
+"""What a run ran on: versions, processor, threads; and the device and precision chosen for it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torchdfa
+from torchdfa.errors import UsageError
+
+# Flags that decide how fast bf16 is on a CPU.
+_CPU_FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+
+
+def cpu_info(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Model name of the processor and those of its flags that matter here (none where the system tells none)."""
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return {"cpu": platform.processor() or platform.machine(), "cpu_flags": []}
+    pairs = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    values = {key.strip(): value.strip() for key, value in pairs.items()}
+    flags = values.get("flags", "").split()
+    return {
+        "cpu": values.get("model name") or platform.machine(),
+        "cpu_flags": [flag for flag in _CPU_FLAGS if flag in flags],
+    }
+
+
+def describe() -> dict[str, Any]:
+    """JSON-able record of the machine and versions."""
+    return {
+        "torchdfa": torchdfa.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **cpu_info(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def choose_device(device: str) -> str:
+    """ "cpu" or "cuda"; "auto" takes the GPU where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda needs a GPU that torch can use, and torch sees none; take --device cpu")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """ "fp32", "bf16" or "fp16". "auto" takes bf16 where it is fast: a GPU that has it, a CPU with AMX or AVX512_BF16.
+
+    Elsewhere on a CPU bf16 is emulated and slower than fp32. fp16 needs a GPU.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 needs a GPU; take --precision bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if {"amx_bf16", "avx512_bf16"} & set(cpu_info()["cpu_flags"]) else "fp32"

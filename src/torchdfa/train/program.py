@@ -1,0 +1,221 @@
+"""What `torchdfa train` does: make or reopen a run folder, read the data, train, and leave the result there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+import torchdfa
+from torchdfa.errors import UsageError
+from torchdfa.train import checkpoint, datasets, machine, runs
+from torchdfa.train.config import TrainConfig, reconcile
+from torchdfa.train.loop import Trainer, build, model_args
+from torchdfa.train.progress import Display
+from torchdfa.train.stop import StopSignals
+
+_FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+# Fixed: runs of several seeds share their subset and their held-out images.
+_DATA_SEED = 0
+
+
+def train(config: TrainConfig, out: str | Path | None = None) -> runs.Run:
+    """Train one network and return its finished run, in the folder `out` (runs/<config.run_name> by default)."""
+    folder = Path("runs") / config.run_name if out is None else Path(out)
+    return train_all([config], [folder])[0]
+
+
+def train_all(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> list[runs.Run]:
+    """Train one run after another on the same data, which the first one's settings name.
+
+    Everything that can be wrong with a setting or a folder is found before any data are read.
+    """
+    if _is_first_process():
+        for folder in folders:
+            runs.create(folder)
+    launched = [launch(config, folder) for config, folder in zip(configs, folders, strict=True)]
+    data = load(configs[0])
+    for config in configs:
+        build(config, data)
+    return [
+        _run(config, folder, fabric, data) for config, folder, fabric in zip(configs, folders, launched, strict=True)
+    ]
+
+
+def resume(folder: str | Path, given: Mapping[str, Any] | None = None) -> runs.Run:
+    """Continue a run where its checkpoint left it, bit for bit; returns it finished.
+
+    `given` are settings that the user named again: one that differs from the run's raises UsageError.
+    """
+    folder = Path(folder)
+    run = runs.read(folder)
+    state = checkpoint.load(folder / runs.CHECKPOINT)
+    saved = TrainConfig.from_dict(state["config"])
+    config = reconcile(saved, dict(given or {}))
+    if (folder / runs.MANIFEST).exists():
+        if config.epochs == saved.epochs:
+            return run
+        (folder / runs.MANIFEST).unlink()
+    resolved = run.config.get("resolved", {})
+    exact = replace(
+        config, device=resolved.get("device", "auto"), precision=resolved.get("precision", "auto"),
+        threads=resolved.get("threads"),
+    )  # fmt: skip
+    fabric = launch(exact, folder)
+    if fabric.world_size != state["world_size"]:
+        raise UsageError(
+            f"{folder} was trained by {state['world_size']} process(es) and is now resumed by {fabric.world_size}; "
+            "start as many as before"
+        )
+    data = load(config)
+    if digest(data) != state["data"]:
+        raise UsageError(f"{folder} was trained on other images than {config.data} now holds; restore them to resume")
+    return _run(config, folder, fabric, data, state)
+
+
+def launch(config: TrainConfig, folder: Path) -> Fabric:
+    """Fabric on the device and at the precision of the settings; several processes where torchrun started several."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = machine.choose_device(config.device)
+    precision = machine.choose_precision(config.precision, device)
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if config.batch_size % world:
+        raise UsageError(f"--batch-size {config.batch_size} must be a multiple of the {world} processes that share it")
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would stand between our lines
+    fabric = Fabric(
+        accelerator=device, devices=local, num_nodes=world // local, strategy="ddp" if world > 1 else "auto",
+        precision=_FABRIC_PRECISION[precision], loggers=_loggers(config, folder),  # type: ignore[arg-type]
+    )  # fmt: skip
+    fabric.launch()
+    return fabric
+
+
+def _loggers(config: TrainConfig, folder: Path) -> list[Any]:
+    if not config.tensorboard:
+        return []
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    try:
+        return [TensorBoardLogger(folder, name="tensorboard", version="")]
+    except ModuleNotFoundError:
+        raise UsageError("--tensorboard needs a package that is missing: pip install 'torchdfa[tensorboard]'") from None
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def load(config: TrainConfig) -> datasets.Data:
+    """The data that the settings name."""
+    return datasets.load(
+        config.data, data_dir=Path(config.data_dir) if config.data_dir else None, image_size=config.image_size,
+        download=config.download, subset=config.subset, validate=config.validate, seed=_DATA_SEED,
+    )  # fmt: skip
+
+
+def digest(data: datasets.Data) -> str:
+    """sha256 of all images and labels in their order."""
+    found = hashlib.sha256()
+    for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
+        found.update(str(tuple(tensor.shape)).encode())
+        found.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+    return found.hexdigest()
+
+
+def _run(
+    config: TrainConfig, folder: Path, fabric: Fabric, data: datasets.Data, state: dict[str, Any] | None = None
+) -> runs.Run:
+    trainer = Trainer(config, data, fabric, folder, digest(data))
+    first = fabric.is_global_zero
+    with runs.hold(folder, wanted=first):
+        if state is not None:
+            trainer.load_state(state)
+        if first:
+            _open(trainer, folder, fabric)
+        if state is None:
+            trainer.save()
+        with StopSignals() as signals, _display(trainer, shown=first) as display:
+            trainer.fit(display, signals)
+            if first:
+                _finish(trainer, folder, signals)
+        fabric.barrier()
+        return runs.read(folder)
+
+
+def _display(trainer: Trainer, *, shown: bool) -> Display:
+    return Display(trainer.config.label, trainer.config.epochs, len(trainer.batches), trainer.step_number, shown=shown)
+
+
+def _open(trainer: Trainer, folder: Path, fabric: Fabric) -> None:
+    """Write the settings, and drop what metrics.jsonl says of the time after the checkpoint."""
+    config = trainer.config
+    runs.write_json(
+        folder / runs.CONFIG,
+        {
+            "format": runs.FORMAT,
+            "config": config.to_dict(),
+            "label": config.label,
+            "resolved": {
+                "lr": config.base_lr,
+                "device": fabric.device.type,
+                "precision": machine.choose_precision(config.precision, fabric.device.type),
+                "threads": torch.get_num_threads(),
+                "world_size": fabric.world_size,
+            },
+            "machine": machine.describe(),
+            "data": {"source": trainer.data.source, "sha256": trainer.data_digest, "classes": trainer.data.classes,
+                     "train_images": len(trainer.data.train_y), "test_images": len(trainer.data.test_y)},
+            "report": torchdfa.report(trainer.net).to_dict(),
+        },
+    )  # fmt: skip
+    lines = runs.read_lines(folder / runs.METRICS)
+    kept = [line for line in lines if line["step"] <= trainer.step_number and line.get("epoch", 0) <= trainer.epoch]
+    runs.write_lines(folder / runs.METRICS, kept)
+
+
+def _finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
+    from torchdfa.train import export
+
+    config, data = trainer.config, trainer.data
+    export.save(
+        folder, trainer.net, model_name=config.model, model_args=model_args(config, data), classes=data.classes,
+        mean=data.mean, std=data.std, image_size=data.train_x.shape[-1], record={"rule": config.label},
+    )  # fmt: skip
+    runs.write_json(folder / runs.RESULT, result(trainer, trainer.tested or trainer.evaluate(signals)))
+    runs.write_manifest(folder)
+
+
+def result(trainer: Trainer, tested: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the last epoch and what the run cost; top1, top5, balanced accuracy in percent."""
+    config, report = trainer.config, torchdfa.report(trainer.net)
+    last = runs.read(trainer.folder).epochs[-1]
+    return {
+        "format": runs.FORMAT,
+        "label": config.label,
+        "rule": config.rule,
+        "data": trainer.data.name,
+        "model": config.model,
+        "seed": config.seed,
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "top1": last["test_top1"],
+        "top5": last["test_top5"],
+        "test_loss": last["test_loss"],
+        "train_top1": last["train_top1"],
+        "train_loss": last["train_loss"],
+        "seconds": last["seconds"],
+        "images_per_second": round(last["step"] * config.batch_size / last["seconds"], 2),
+        "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "feedback_bytes": report.feedback_bytes,
+        "feedback_bytes_actual": report.actual_bytes,
+        "confusion": tested["confusion"],
+        "balanced_accuracy": tested["balanced_accuracy"],
+    }

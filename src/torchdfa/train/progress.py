@@ -1,0 +1,75 @@
+"""What a run shows while it trains: a bar in a terminal, one line an epoch elsewhere, nothing on ranks above 0."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_UPDATES = 0.5
+
+
+class Display:
+    """Progress of one run; `due()` says when the caller should read the loss off the device for `step`."""
+
+    def __init__(self, label: str, epochs: int, steps: int, start: int, *, shown: bool = True) -> None:
+        self.console = Console(quiet=not shown)
+        self._label, self._epochs, self._steps = label, epochs, steps
+        self._shown = time.monotonic()
+        self._test = ""
+        self._bar: Progress | None = None
+        if self.console.is_terminal and shown:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task(label, total=epochs * steps, completed=start, figures="")
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def due(self) -> bool:
+        """True at most twice a second: reading a loss makes the host wait for the device."""
+        return self._bar is not None and time.monotonic() - self._shown > _SECONDS_BETWEEN_UPDATES
+
+    def step(self, completed: int, loss: float, top1: float, images_per_second: float) -> None:
+        """Move the bar to `completed` steps of the whole run."""
+        if self._bar:
+            self._shown = time.monotonic()
+            figures = f"loss {loss:.3f}  acc {top1:.1f} %  {images_per_second:.0f} images/s{self._test}"
+            self._bar.update(self._task, completed=completed, figures=figures)
+
+    def epoch(self, figures: dict[str, Any]) -> None:
+        """Show the figures of an epoch, the keys of metrics.jsonl."""
+        self._test = f"  test {figures['test_top1']:.1f} %"
+        if self._bar:
+            done = (figures["epoch"]) * self._steps
+            self.step(done, figures["train_loss"], figures["train_top1"], figures["images_per_second"])
+            return
+        left = figures["seconds"] / figures["epoch"] * (self._epochs - figures["epoch"])
+        self.console.print(
+            f"{self._label}  epoch {figures['epoch']}/{self._epochs}  loss {figures['train_loss']:.3f}  "
+            f"train {figures['train_top1']:.2f} %  test {figures['test_top1']:.2f} %  "
+            f"{figures['images_per_second']:.0f} images/s  {_minutes(left)} left",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
