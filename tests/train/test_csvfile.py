@@ -20,11 +20,11 @@ def test_formulas_are_shown_not_run(text):
 
 
 def test_numbers_and_empty_cells_are_left_alone():
-    assert to_csv(["a", "b"], [[-1.5, None], [3, "x=1"]]) == b"a,b\n-1.5,\n3,x=1\n"
+    assert to_csv(["a", "b"], [[-1.5, None], [3, "x=1"]]) == b"a,b\r\n-1.5,\r\n3,x=1\r\n"
 
 
 def test_names_that_are_no_utf8_are_escaped():
-    assert to_csv(["a"], [["caf\udce9.jpg"]]) == b"a\ncaf\\udce9.jpg\n"
+    assert to_csv(["a"], [["caf\udce9.jpg"]]) == b"a\r\ncaf\\udce9.jpg\r\n"
 
 
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2, max_size=2)))

@@ -288,7 +288,7 @@ def test_any_json_is_a_model_or_a_usage_error(tmp_path, changes, arg_changes):
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=200) | json_values.map(json.dumps))
 def test_any_text_is_a_description_or_a_value_error(text):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         Description.from_json(text)
 
 
