@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Trunk(nn.Module):
 def build(activation: str, *, trunk: bool = True) -> nn.Sequential:
     torch.manual_seed(3)
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for n_in, n_out in pairwise(WIDTHS):
         layers += [nn.Linear(n_in, n_out), MODULES[activation]()]
     head = nn.Sequential(*layers[:-1])
     return nn.Sequential(*([Trunk()] if trunk else []), head).double()
