@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -56,26 +57,30 @@ def load(
         raise UsageError(f"image_size must be in 1 .. {folder.MAX_SIZE} pixels, but is {image_size}.")
     if not 0 <= validate < 1:
         raise UsageError(f"validate must be a fraction of the training images in 0 .. 1, but is {validate}.")
-    loaded = _named(data, data_dir, image_size, download, seed)
+    loaded, groups = _named(data, data_dir, image_size, download, seed)
     if validate:
-        loaded = _hold_out(loaded, validate, seed)
+        loaded = _hold_out(loaded, validate, seed, groups)
     if subset is not None:
         loaded = _take_subset(loaded, subset, seed)
     mean, std = channel_statistics(loaded.train_x)
     return replace(loaded, mean=mean, std=std)
 
 
-def _named(data: str, data_dir: Path | None, image_size: int | None, download: bool, seed: int) -> Data:
+def _named(
+    data: str, data_dir: Path | None, image_size: int | None, download: bool, seed: int
+) -> tuple[Data, NDArray[np.int64] | None]:
+    """The whole data set, without its statistics, and which training images must stay together (None: no matter)."""
     if data == "digits":
-        return _resized(_digits(), image_size)
+        return _resized(_digits(), image_size), None
     if data in cifar.LAYOUTS:
-        return _resized(_from_parts(data, cifar.load(data, data_dir=data_dir, download=download)), image_size)
+        parts = cifar.load(data, data_dir=data_dir, download=download)
+        return _resized(_from_parts(data, parts), image_size), None
     path = Path(data) if data_dir is None else data_dir / data
     if not path.is_dir():
         known = ", ".join(["digits", *cifar.LAYOUTS])
         raise UsageError(f"data must be {known} or a folder of photos, but {path.absolute()} is no folder.")
-    parts = folder.load(path, image_size=image_size or folder.DEFAULT_SIZE, seed=seed)
-    return _from_parts(path.resolve().name, parts)
+    photos = folder.load(path, image_size=image_size or folder.DEFAULT_SIZE, seed=seed)
+    return _from_parts(path.resolve().name, photos), photos.train_groups
 
 
 def _from_parts(name: str, parts: cifar.Cifar | folder.Folder) -> Data:
@@ -121,8 +126,8 @@ def _resize(x: Tensor, size: int) -> Tensor:
     return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
 
 
-def _hold_out(data: Data, fraction: float, seed: int) -> Data:
-    held_out = splits.stratified(data.train_y.numpy(), fraction, seed, data.classes)
+def _hold_out(data: Data, fraction: float, seed: int, groups: NDArray[np.int64] | None) -> Data:
+    held_out = splits.stratified(data.train_y.numpy(), fraction, seed, data.classes, groups=groups)
     keep, test = (torch.from_numpy(np.flatnonzero(mask)) for mask in (~held_out, held_out))
     source = data.source | {"validate": {"fraction": fraction, "seed": seed, "images": len(test)}}
     if "train_files" in source:
