@@ -54,14 +54,16 @@ class SendError(torch.autograd.Function):
     off joins again. The rows of D that belong to this output are ``rows``.
     """
 
+    generate_vmap_rule = True  # per-sample gradients with torch.func
+
     @staticmethod
     def forward(output: Tensor, tap: Tensor, feedback: Feedback, rows: slice) -> Tensor:
-        return output
+        # A copy rather than the input itself: an in-place activation may follow, the output of a Linear with
+        # 3-D input is a view, and vmap cannot follow inputs marked dirty.
+        return output.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Feedback, slice], output: Tensor) -> None:
-        # "Dirty" rather than a view: an in-place activation may follow, and no copy is made.
-        ctx.mark_dirty(inputs[0])
         ctx.shape, ctx.dtype = inputs[1].shape, inputs[1].dtype
         ctx.feedback, ctx.rows = inputs[2], inputs[3]
 
