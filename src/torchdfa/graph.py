@@ -128,20 +128,40 @@ class Graph:
                 pending.extend(node.all_input_nodes)
         return list(found)
 
-    def bypassed(self, cuts: set[str], outputs: set[str]) -> str | None:
-        """A cut layer whose input also reaches another cut or an output around it (a skip connection), or None."""
-        inputs = {node.all_input_nodes[0]: node for node in self.nodes if self.layer(node) in cuts}
-        for start, layer in inputs.items():
-            pending, seen = list(start.users), {start}
-            while pending:
-                node = pending.pop()
-                if node in seen or self.layer(node) in cuts or is_size(node):
-                    continue
-                if node in inputs or self.layer(node) in outputs:
-                    return self.layer(layer)
-                seen.add(node)
-                pending.extend(node.users)
+    def bypassed(self, cuts: set[str]) -> str | None:
+        """A cut layer around which a skip connection leads, or None.
+
+        That is where the layers before the cut also reach something after it without passing a cut: their
+        error would be the feedback plus what the skip carries back.
+        """
+        entries = {name: data_inputs(node)[0] for node in self.nodes if (name := self.layer(node)) in cuts}
+        ends = [*dict.fromkeys([*entries.values(), *self.results()])]
+        learning = {end: self._learning_before(end, cuts) for end in ends}
+        behind = {end: {self.layer(node) for node in self._before(end, set())} for end in ends}
+        for name, entry in entries.items():
+            for end in ends:
+                if end is not entry and name in behind[end] and learning[entry] & learning[end]:
+                    return name
         return None
+
+    def _before(self, end: fx.Node, cuts: set[str]) -> set[fx.Node]:
+        """``end`` and the nodes it depends on, not looking past the layers in ``cuts``."""
+        seen: set[fx.Node] = set()
+        pending = [end]
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                pending.extend(() if self.layer(node) in cuts else data_inputs(node))
+        return seen
+
+    def _learning_before(self, end: fx.Node, cuts: set[str]) -> set[fx.Node]:
+        return {
+            node
+            for node in self._before(end, cuts)
+            if node.op == "get_attr"
+            or (node.op == "call_module" and next(self.modules[str(node.target)].parameters(), None) is not None)
+        }
 
 
 def function_name(node: fx.Node) -> str:

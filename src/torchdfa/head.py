@@ -67,6 +67,8 @@ def make_plan(
         linear_chains = chains
     else:
         chains, cuts, linear_chains = _chosen(model, layers, error_at, example_input)
+    for name in dict.fromkeys(name for chain in chains for name in chain):
+        _require_initialised(model, name)
     for name in dict.fromkeys([*cuts, *(chain[-1] for chain in chains)]):
         _require_convertible(model, name)
     return Plan(tuple(chains), tuple(cuts), _widths(model, cuts, example_input), tuple(linear_chains))
@@ -153,7 +155,7 @@ def _chosen(
     cuts = _chosen_names(model, layers, chains, reachable)
     if graph is not None:
         _require_single_calls(graph, [*cuts, *outputs])
-    if graph and (name := graph.bypassed(set(cuts), set(outputs))):
+    if graph and (name := graph.bypassed(set(cuts))):
         raise ConversionError(
             f"a skip connection leads around {name!r}, so its feedback and the error of the layers after it would "
             "add up; leave it out of layers=, or convert the head only (layers='head')."
@@ -202,9 +204,12 @@ def _require_convertible(model: nn.Module, name: str) -> None:
             f"layer {name!r} is a {type(layer).__name__}; only torch.nn.Linear, Conv1d, Conv2d and Conv3d themselves "
             "can read feedback, not their subclasses or parametrized forms. Name other layers with layers=[...]."
         )
-    if any(isinstance(p, UninitializedParameter) for p in layer.parameters()):
-        raise ConversionError(f"layer {name!r} has no weights yet (lazy module); run one forward before converting.")
     _require_untied(model, name, layer)
+
+
+def _require_initialised(model: nn.Module, name: str) -> None:
+    if any(isinstance(p, UninitializedParameter) for p in model.get_submodule(name).parameters()):
+        raise ConversionError(f"layer {name!r} has no weights yet (lazy module); run one forward before converting.")
 
 
 def _require_untied(model: nn.Module, name: str, layer: nn.Module) -> None:
