@@ -141,12 +141,22 @@ class ConvFeedback(Feedback):
         return self.matrix.numel() * self.matrix.element_size()
 
 
-def chain_product(weights: list[Tensor]) -> Tensor:
-    """W_L ... W_{i+1} (Eq. 7) for ``weights`` ordered from layer i+1 to the output layer: (K, N_i) in float32."""
-    product = weights[-1].detach().float()
+def chain_product(weights: list[Tensor]) -> Tensor | None:
+    """W_L ... W_{i+1} (Eq. 7) for ``weights`` ordered from layer i+1 to the output layer: (K, N_i), at least float32.
+
+    None where the widths do not fit, because something between the layers changes them (GLU, flatten).
+    """
+    product = at_least_float32(weights[-1])
     for weight in reversed(weights[:-1]):
-        product = product @ weight.detach().float()
+        if product.shape[1] != weight.shape[0]:
+            return None
+        product = product @ at_least_float32(weight)
     return product
+
+
+def at_least_float32(weight: Tensor) -> Tensor:
+    """``weight`` detached, in float32 or in its own dtype where that is wider."""
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _rms(matrix: Tensor) -> float:
@@ -176,6 +186,11 @@ def scale_factor(raw: Tensor, scale: float | str, product: Tensor | None, fan_in
 
 def require_usable(product: Tensor, site: str) -> None:
     """Raise if a product of weights cannot serve as feedback."""
+    if product.is_meta:
+        raise ConversionError(
+            f"the product of the weights from {site!r} to the output needs their values, but they are on the meta "
+            'device; initialise the weights first (to_empty), or use init="random" with scale="he".'
+        )
     if not bool(torch.isfinite(product).all()):
         raise ConversionError(f"the product of the weights from {site!r} to the output is not finite.")
     if not bool(product.any()):

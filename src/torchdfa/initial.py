@@ -14,6 +14,7 @@ from torchdfa.feedback import (
     DenseFeedback,
     Feedback,
     SignFeedback,
+    at_least_float32,
     chain_product,
     require_usable,
     scale_factor,
@@ -51,8 +52,8 @@ def _raw(settings: Settings, product: Tensor | None, rows: int, width: int, name
         return random_matrix(rows, width, settings.distribution, stream_key(settings.seed, name))
     if product is None:
         raise ConversionError(
-            f'init="product" (Eq. 7) needs fully-connected layers alone from {name!r} to the output; '
-            'use init="random", or convert the head only (layers="head").'
+            f'init="product" (Eq. 7) needs fully-connected layers alone, whose widths fit, from {name!r} to the '
+            'output; use init="random", or convert the head only (layers="head").'
         )
     return product
 
@@ -60,13 +61,16 @@ def _raw(settings: Settings, product: Tensor | None, rows: int, width: int, name
 def forward_product(model: nn.Module, rule: Rule, plan: Plan, name: str) -> Tensor | None:
     """The present W_L ... W_{i+1} (Eq. 7) that the feedback of ``name`` stands for, or None where undefined."""
     if rule.route == "chain":
-        return model.get_submodule(name).weight.detach().float().flatten(1)  # type: ignore[operator]
+        return at_least_float32(model.get_submodule(name).weight).flatten(1)  # type: ignore[arg-type]
     products = []
     for output in plan.outputs_of(name):
         path = plan.linear_path(name, output)
         if path is None:
             return None
-        products.append(chain_product([model.get_submodule(n).weight for n in path]))  # type: ignore[misc]
+        product = chain_product([model.get_submodule(n).weight for n in path])  # type: ignore[misc]
+        if product is None:
+            return None
+        products.append(product)
     return torch.cat(products)
 
 
