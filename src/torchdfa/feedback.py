@@ -186,11 +186,6 @@ def scale_factor(raw: Tensor, scale: float | str, product: Tensor | None, fan_in
 
 def require_usable(product: Tensor, site: str) -> None:
     """Raise if a product of weights cannot serve as feedback."""
-    if product.is_meta:
-        raise ConversionError(
-            f"the product of the weights from {site!r} to the output needs their values, but they are on the meta "
-            'device; initialise the weights first (to_empty), or use init="random" with scale="he".'
-        )
     if not bool(torch.isfinite(product).all()):
         raise ConversionError(f"the product of the weights from {site!r} to the output is not finite.")
     if not bool(product.any()):

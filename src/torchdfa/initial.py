@@ -28,6 +28,11 @@ def make_feedback(model: nn.Module, settings: Settings, plan: Plan, name: str) -
     """The feedback of the cut layer ``name``: the rows of all outputs that send to it, stacked."""
     layer = model.get_submodule(name)
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    if weight.is_meta:
+        raise ConversionError(
+            f"the weights of {name!r} are on the meta device, where feedback would have no values; "
+            "give the model its weights first (to_empty and initialise, or load them)."
+        )
     product = forward_product(model, settings.rule, plan, name)
     if settings.rule.route == "chain":
         rows, width = weight.shape[0], weight[0].numel()
