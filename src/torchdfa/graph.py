@@ -1,16 +1,17 @@
 """How a model's layers follow each other, read from a symbolic trace.
 
-The trace runs on a copy that shares the model's tensors: nothing of the model is executed or changed.
-A model that cannot be traced (control flow on data) has no graph; its layers are then taken in the
-order in which they were registered.
+The trace runs on a copy that shares the model's parameters, so nothing of the model is changed; arguments
+after the first that have a default keep it. A model that cannot be traced (control flow on data) has no graph; its layers
+are then taken in the order in which they were registered.
 """
 
 from __future__ import annotations
 
 import copy
-from itertools import chain
+import inspect
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -45,10 +46,13 @@ class _Tracer(fx.Tracer):
 
 def trace(model: nn.Module) -> Graph | None:
     """The graph of ``model``, or None where it cannot be traced."""
-    tensors: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    parameters: dict[int, Any] = {id(p): p for p in model.parameters()}
     try:
-        twin = copy.deepcopy(model, tensors)
-        return Graph(_Tracer().trace(twin), dict(twin.named_modules()))
+        twin = copy.deepcopy(model, parameters)
+        arguments = list(inspect.signature(twin.forward).parameters.values())
+        defaults = {a.name: a.default for a in arguments[1:] if a.default is not a.empty}
+        with torch.random.fork_rng(devices=[]):
+            return Graph(_Tracer().trace(twin, defaults or None), dict(twin.named_modules()))
     except Exception:  # a forward may raise anything when run on proxies; order of registration remains
         return None
 
@@ -186,15 +190,24 @@ def data_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def registered_chain(model: nn.Module) -> list[Chain]:
-    """The trailing run of ``nn.Linear`` in order of registration, as one chain."""
-    names: list[str] = []
+    """The trailing run of ``nn.Linear`` in order of registration, as one chain.
+
+    Nothing tells how these layers are called, so only those of one parent whose widths fit are taken as a run.
+    """
+    run: list[tuple[str, nn.Linear]] = []
     has_trunk = False
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            names.append(name)
+            if run and not _may_follow(*run[-1], name, module):
+                run, has_trunk = [], True
+            run.append((name, module))
         elif own_parameters(module) and not isinstance(module, _TRANSPARENT):
-            names, has_trunk = [], True
-    return [Chain(tuple(names), has_trunk)] if names else []
+            run, has_trunk = [], True
+    return [Chain(tuple(name for name, _ in run), has_trunk)] if run else []
+
+
+def _may_follow(name: str, layer: nn.Linear, next_name: str, next_layer: nn.Linear) -> bool:
+    return name.rpartition(".")[0] == next_name.rpartition(".")[0] and layer.out_features == next_layer.in_features
 
 
 def input_shapes(model: nn.Module, example_input: Any) -> dict[str, tuple[int, ...]]:
@@ -202,16 +215,15 @@ def input_shapes(model: nn.Module, example_input: Any) -> dict[str, tuple[int, .
 
     Runs one forward in evaluation mode without gradients; the training flags are put back.
     """
-    import torch
-
     shapes: dict[str, tuple[int, ...]] = {}
     training = [module for module in model.modules() if module.training]
     names = {module: name for name, module in model.named_modules()}
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shapes[names[module]] = tuple(inputs[0].shape[1:])
+    def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        x = args[0] if args else kwargs["input"]
+        shapes[names[module]] = tuple(x.shape[1:])
 
-    hooks = [m.register_forward_pre_hook(record) for m in names if is_layer(m)]
+    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in names if is_layer(m)]
     try:
         with torch.no_grad():
             model.eval()
