@@ -7,12 +7,14 @@ requirements/*.txt; a stamp inside .venv makes later calls quick.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -51,11 +53,18 @@ def main(arguments: list[str]) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    """Train with the defaults of `torchdfa train`."""
+    """Train with the defaults of `torchdfa train`, into runs/demo or the next free runs/demo-<n>."""
     python = set_up(ROOT / ".venv", "run")
-    training = subprocess.Popen([python, "-m", "torchdfa", "train", *arguments], cwd=ROOT)
+    folders = (f"runs/demo-{n}" if n > 1 else "runs/demo" for n in itertools.count(1))
+    out = [] if "--out" in arguments or "--resume" in arguments else ["--out", first_free(folders)]
+    training = subprocess.Popen([python, "-m", "torchdfa", "train", *out, *arguments], cwd=ROOT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the training itself, which saves and stops
     return training.wait()
+
+
+def first_free(folders: Iterator[str]) -> str:
+    """The first folder that does not exist: finished runs are never overwritten."""
+    return next(folder for folder in folders if not (ROOT / folder).exists())
 
 
 def test(arguments: list[str]) -> int:

@@ -85,6 +85,11 @@ def test_broken_environment_is_made_anew(dev):
     assert dev.works(venv / "bin" / "python")
 
 
+def test_demo_takes_a_new_folder_each_time(dev):
+    (dev.ROOT / "runs" / "demo").mkdir(parents=True)
+    assert dev.first_free(iter(["runs/demo", "runs/demo-2"])) == "runs/demo-2"
+
+
 def test_every_check_runs_and_the_failed_ones_are_named(dev, capfd):
     checks = {"bad": ["nonexistent_module"], "good": ["this"]}
     assert dev.run_all(sys.executable, checks) == 1

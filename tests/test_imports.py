@@ -22,6 +22,7 @@ CORE = (
     "ops",
     "feedback",
     "rules",
+    "settings",
     "layers",
     "graph",
     "head",
