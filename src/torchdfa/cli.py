@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from torchdfa.errors import ConversionError, RunError, UsageError
 from torchdfa.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torchdfa.train.stop import Stopped
 
 app = typer.Typer(
     name="torchdfa",
@@ -31,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RunError as error:
         return _say(error, 1)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("stopped", 130)
+        return _say("stopped before training began, or for the second time", 130)
     except Exception as error:
         # Typer's own errors of usage, whichever library it has them from.
         if hasattr(error, "format_message"):
@@ -83,35 +86,51 @@ def train(
     resume: Annotated[str | None, Flag(help="continue the run in this folder")] = None,
 ) -> int:
     """Train a network with one learning rule or several, and compare them."""
-    given = {name: ctx.params[name] for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
-    return _train(dict(ctx.params), given)
+    flags = dict(ctx.params)
+    folder = flags.pop("resume")
+    flags["scale"] = _number(scale)
+    if folder is None:
+        return _train(flags)
+    return _resume(folder, {name: flags[name] for name in flags if _is_given(ctx, name)})
 
 
-def _train(flags: dict[str, Any], given: dict[str, Any]) -> int:
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _train(flags: dict[str, Any]) -> int:
     from torchdfa.train import program
+    from torchdfa.train.stop import Stopped
 
-    folder, out = flags.pop("resume"), flags.pop("out")
-    rules = [name.strip() for name in flags.pop("rule").split(",")]
-    flags["scale"] = _number(flags["scale"])
-    if folder is not None:
-        return _resume(folder, {name: flags.get(name, value) for name, value in given.items() if name != "resume"})
-    configs = [TrainConfig(**flags, rule=rule) for rule in rules]  # type: ignore[arg-type]
-    if len(set(rules)) < len(rules):
-        raise UsageError(f"--rule must name each rule once; got {','.join(rules)}")
-    parent = Path(out or "runs")
-    alone = out is not None and len(configs) == 1
-    folders = [parent if alone else parent / config.run_name for config in configs]
-    program.train_all(configs, folders)
+    out, rules = flags.pop("out"), [name.strip() for name in flags["rule"].split(",")]
+    configs = [TrainConfig(**flags | {"rule": rule}) for rule in rules]
+    folders = program.folders(configs, out)
+    try:
+        program.train_all(configs, folders)
+    except Stopped as stop:
+        return _stopped(stop, rules[folders.index(stop.folder) + 1 :])
+    program.conclude(folders, out)
     return 0
 
 
 def _resume(folder: str, given: dict[str, Any]) -> int:
     from torchdfa.train import program
+    from torchdfa.train.stop import Stopped
 
     if "out" in given:
         raise UsageError("--out conflicts with --resume, which continues in the run's own folder; leave it out")
-    program.resume(folder, given)
+    try:
+        program.resume(folder, given)
+    except Stopped as stop:
+        return _stopped(stop, [])
+    program.conclude([Path(folder)], None)
     return 0
+
+
+def _stopped(stop: Stopped, rest: list[str]) -> int:
+    then = f", then train the rest with --rule {','.join(rest)} and the other flags as before" if rest else ""
+    return _say(f"{stop}{then}", 128 + stop.signum)
 
 
 def _number(text: str | None) -> Any:

@@ -6,12 +6,16 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from torchdfa.errors import RunError, UsageError
 from torchdfa.train import runs
+
+if TYPE_CHECKING:
+    from torchdfa.train.loop import Trainer
 
 FORMAT = 1
 KEYS = (
@@ -61,3 +65,49 @@ def _check_archive(path: Path) -> None:
         damaged = "its directory"
     if damaged:
         raise RunError(f"{path.parent} does not keep what is written to it ({damaged} read back differently)")
+
+
+def capture(trainer: Trainer) -> dict[str, Any]:
+    """All that decides how a run goes on; every process must call it.
+
+    Python's and numpy's generators are not in it: nothing in a run draws from them.
+    """
+    fabric = trainer.fabric
+    rng = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else rng[:0]
+    return {
+        "config": trainer.config.to_dict(),
+        "data": trainer.data_digest,
+        "world_size": fabric.world_size,
+        "model": trainer.net.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": fabric.strategy.precision.state_dict(),
+        "epoch": trainer.epoch,
+        "done": trainer.done,
+        "epoch_rng": trainer.epoch_rng,
+        "rng": {"cpu": _of_all(trainer, rng), "cuda": _of_all(trainer, cuda)},
+        "sums": _of_all(trainer, trainer.sums),
+        "seconds": [trainer.clock.seconds, trainer.epoch_began],
+    }
+
+
+def _of_all(trainer: Trainer, vector: Tensor) -> Tensor:
+    """(processes, n): the vector of each process."""
+    gathered = trainer.fabric.all_gather(vector)
+    assert isinstance(gathered, Tensor)
+    return gathered.reshape(trainer.fabric.world_size, -1).cpu()
+
+
+def restore(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Put a new trainer of the same settings where `state` was captured."""
+    device, rank = trainer.fabric.device, trainer.fabric.global_rank
+    trainer.net.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.fabric.strategy.precision.load_state_dict(state["scaler"])
+    trainer.epoch, trainer.done, trainer.epoch_rng = state["epoch"], state["done"], state["epoch_rng"]
+    trainer.generator.set_state(trainer.epoch_rng)
+    trainer.sums.copy_(state["sums"][rank])
+    trainer.clock.seconds, trainer.epoch_began = state["seconds"]
+    torch.set_rng_state(state["rng"]["cpu"][rank].clone())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["rng"]["cuda"][rank].clone(), device)

@@ -119,7 +119,7 @@ def _check_types(config: TrainConfig) -> None:
         optional = str(f.type).endswith("| None")
         if f.name == "scale" or (optional and value is None):
             continue
-        wanted = {"int": int, "float": (int, float), "bool": bool}.get(kind, str)
+        wanted = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(kind, (str,))
         right = isinstance(value, wanted) and (kind == "bool" or not isinstance(value, bool))
         _require(right, f.name, f"be of type {kind if kind in ('int', 'float', 'bool') else 'str'}", config)
 

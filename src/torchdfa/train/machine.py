@@ -14,6 +14,8 @@ from torchdfa.errors import UsageError
 
 # Flags that decide how fast bf16 is on a CPU.
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+_ALL_THREADS = torch.get_num_threads()  # torch's own choice: all cores, or OMP_NUM_THREADS
+SMALL_IMAGE = 16 * 16  # pixels
 
 
 def cpu_info(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
@@ -52,6 +54,15 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def choose_threads(threads: int | None, pixels: int) -> int:
+    """CPU threads: as given, or one for images of up to 16 x 16 pixels, or else as many as torch takes by itself.
+
+    Small work gains nothing from a second thread, and on a busy machine the threads wait for each other so long that
+    it takes twenty times as long.
+    """
+    return threads or (1 if pixels <= SMALL_IMAGE else _ALL_THREADS)
 
 
 def choose_precision(precision: str, device: str) -> str:

@@ -28,25 +28,47 @@ _DATA_SEED = 0
 
 def train(config: TrainConfig, out: str | Path | None = None) -> runs.Run:
     """Train one network and return its finished run, in the folder `out` (runs/<config.run_name> by default)."""
-    folder = Path("runs") / config.run_name if out is None else Path(out)
-    return train_all([config], [folder])[0]
+    return train_all([config], folders([config], out))[0]
+
+
+def folders(configs: Sequence[TrainConfig], out: str | Path | None) -> list[Path]:
+    """The run folder of each: `out` for a single one, its subfolders for several, those of runs/ without it."""
+    names = [config.run_name for config in configs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--rule names a rule twice: {', '.join(config.rule for config in configs)}")
+    if out is not None and len(names) == 1:
+        return [Path(out)]
+    return [Path("runs" if out is None else out) / name for name in names]
 
 
 def train_all(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> list[runs.Run]:
     """Train one run after another on the same data, which the first one's settings name.
 
-    Everything that can be wrong with a setting or a folder is found before any data are read.
+    What can be wrong with settings and folders is found before any data are read, and what can be wrong with the
+    data for any of the runs before the first trains.
     """
-    if _is_first_process():
+    launched = [launch(config, folder) for config, folder in zip(configs, folders, strict=True)]
+    if launched[0].is_global_zero:
         for folder in folders:
             runs.create(folder)
-    launched = [launch(config, folder) for config, folder in zip(configs, folders, strict=True)]
     data = load(configs[0])
-    for config in configs:
-        build(config, data)
+    torch.set_num_threads(machine.choose_threads(configs[0].threads, data.train_x[0, 0].numel()))
+    for config, fabric in zip(configs, launched, strict=True):
+        check(config, data, fabric.world_size)
     return [
         _run(config, folder, fabric, data) for config, folder, fabric in zip(configs, folders, launched, strict=True)
     ]
+
+
+def check(config: TrainConfig, data: datasets.Data, processes: int) -> None:
+    """UsageError or ConversionError where the network cannot be built for the data or trained on them."""
+    build(config, data)
+    last = len(data.train_y) // processes % (config.batch_size // processes)
+    if last == 1 and (config.fc_batch_norm or data.train_x.shape[-1] < 8):
+        raise UsageError(
+            f"--batch-size {config.batch_size} leaves a last batch of one image out of {len(data.train_y)}, which "
+            f"batch norm cannot train on; take --batch-size {config.batch_size + processes}"
+        )
 
 
 def resume(folder: str | Path, given: Mapping[str, Any] | None = None) -> runs.Run:
@@ -75,6 +97,7 @@ def resume(folder: str | Path, given: Mapping[str, Any] | None = None) -> runs.R
             "start as many as before"
         )
     data = load(config)
+    torch.set_num_threads(machine.choose_threads(exact.threads, data.train_x[0, 0].numel()))
     if digest(data) != state["data"]:
         raise UsageError(f"{folder} was trained on other images than {config.data} now holds; restore them to resume")
     return _run(config, folder, fabric, data, state)
@@ -82,8 +105,6 @@ def resume(folder: str | Path, given: Mapping[str, Any] | None = None) -> runs.R
 
 def launch(config: TrainConfig, folder: Path) -> Fabric:
     """Fabric on the device and at the precision of the settings; several processes where torchrun started several."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = machine.choose_device(config.device)
     precision = machine.choose_precision(config.precision, device)
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -101,16 +122,12 @@ def launch(config: TrainConfig, folder: Path) -> Fabric:
 def _loggers(config: TrainConfig, folder: Path) -> list[Any]:
     if not config.tensorboard:
         return []
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
     try:
         return [TensorBoardLogger(folder, name="tensorboard", version="")]
     except ModuleNotFoundError:
         raise UsageError("--tensorboard needs a package that is missing: pip install 'torchdfa[tensorboard]'") from None
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def load(config: TrainConfig) -> datasets.Data:
@@ -126,7 +143,7 @@ def digest(data: datasets.Data) -> str:
     found = hashlib.sha256()
     for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
         found.update(str(tuple(tensor.shape)).encode())
-        found.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+        found.update(tensor.contiguous().numpy().data.cast("B"))
     return found.hexdigest()
 
 
@@ -137,7 +154,7 @@ def _run(
     first = fabric.is_global_zero
     with runs.hold(folder, wanted=first):
         if state is not None:
-            trainer.load_state(state)
+            checkpoint.restore(trainer, state)
         if first:
             _open(trainer, folder, fabric)
         if state is None:
@@ -182,7 +199,7 @@ def _open(trainer: Trainer, folder: Path, fabric: Fabric) -> None:
 
 
 def _finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
-    from torchdfa.train import export
+    from torchdfa.train import export, plots
 
     config, data = trainer.config, trainer.data
     export.save(
@@ -190,7 +207,24 @@ def _finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
         mean=data.mean, std=data.std, image_size=data.train_x.shape[-1], record={"rule": config.label},
     )  # fmt: skip
     runs.write_json(folder / runs.RESULT, result(trainer, trainer.tested or trainer.evaluate(signals)))
+    plots.curves([runs.read(folder)], folder / "curves.png")
     runs.write_manifest(folder)
+
+
+def conclude(folders: Sequence[Path], out: str | Path | None) -> None:
+    """Print the table of the finished runs, what it means and where the files lie; draw several together."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    from torchdfa.train.compare import compare
+
+    if len(folders) == 1:
+        compare(folders)
+        print(f"run folder: {folders[0]}")
+        return
+    config = TrainConfig.from_dict(runs.read(folders[0]).config["config"])
+    name = "compare" if out is not None else config.run_name.replace(f"-{config.label.replace(' ', '-')}-", "-")
+    compare(folders, folders[0].parent / f"{name}.png")
+    print(f"run folders: {', '.join(map(str, folders))}")
 
 
 def result(trainer: Trainer, tested: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_UPDATES = 0.5
+
+
+class Stopwatch:
+    """`seconds` go on within `with stopwatch:`, but not within `with stopwatch.aside():`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._kept = device, 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self._kept + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._kept = value
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # what was queued belongs to the time before
+        self._kept, self._since = self.seconds, None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For work that is not training: a checkpoint, a measurement, a test."""
+        running = self._since is not None
+        if running:
+            self.__exit__()
+        try:
+            yield
+        finally:
+            if running:
+                self.__enter__()
 
 
 class Display:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 
 
 class Stopped(Exception):
-    """Training stopped at a signal, with its checkpoint written; `signum` is the signal."""
+    """Training stopped at a signal after `step` of `steps`, with its checkpoint written in `folder`."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
+    def __init__(self, signum: int, folder: Path, step: int, steps: int) -> None:
+        super().__init__(f"stopped at step {step} of {steps}; continue with 'torchdfa train --resume {folder}'")
+        self.signum, self.folder = signum, folder
 
 
 class StopSignals:
