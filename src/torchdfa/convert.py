@@ -15,7 +15,7 @@ from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
 from torchdfa.head import Plan, make_plan
 from torchdfa.initial import make_feedback, output_width
-from torchdfa.layers import Bus, Rerouted, reroute_, unroute_
+from torchdfa.layers import Bus, Rerouted, plain_class, reroute_, unroute_
 from torchdfa.settings import Settings, checked_settings
 
 M = TypeVar("M", bound=nn.Module)
@@ -75,7 +75,7 @@ def convert_(
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     settings = checked_settings(rule, layers, init, distribution, scale, boundary, seed)
-    if find_conversion(model) is not None:
+    if find_conversions(model):
         raise ConversionError("the model is already converted; call torchdfa.restore_(model) first.")
     if settings.rule.route == "live":
         model._torchdfa = Conversion(settings, Plan((), (), {}, ()), Bus())  # type: ignore[assignment]
@@ -147,29 +147,42 @@ def _sends(model: nn.Module, plan: Plan, output: str) -> dict[str, slice]:
     return sends
 
 
-def find_conversion(model: nn.Module) -> tuple[nn.Module, Conversion] | None:
-    """The converted module within ``model`` (which DDP or torch.compile may wrap) and its record, or None."""
-    for module in model.modules():
-        record = module.__dict__.get("_torchdfa")
-        if isinstance(record, Conversion):
-            return module, record
-    return None
+def find_conversions(model: nn.Module) -> dict[str, tuple[nn.Module, Conversion]]:
+    """The converted modules within ``model`` (which DDP or torch.compile may wrap), by name, and their records."""
+    records = ((name, module, module.__dict__.get("_torchdfa")) for name, module in model.named_modules())
+    return {name: (module, record) for name, module, record in records if isinstance(record, Conversion)}
 
 
 def get_conversion(model: nn.Module) -> tuple[nn.Module, Conversion]:
-    """Like ``find_conversion``, but a model that is not converted is an error."""
-    found = find_conversion(model)
-    if found is None:
+    """The one converted module within ``model`` and its record."""
+    found = find_conversions(model)
+    if not found:
         raise ConversionError("the model is not converted; call torchdfa.convert_(model, rule) first.")
-    return found
+    if len(found) > 1:
+        raise ConversionError(f"the model holds several converted modules; pass one of them: {list(found)}.")
+    return next(iter(found.values()))
+
+
+def require_whole(owner: nn.Module, conversion: Conversion) -> None:
+    """Raise if a layer was replaced since ``convert_``: errors would no longer be sent, or no longer arrive."""
+    if not conversion.settings.rule.has_feedback:
+        return
+    chained = conversion.settings.rule.route == "chain"
+    modules = dict(owner.named_modules())
+    for name in (*conversion.plan.cuts, *(() if chained else conversion.plan.outputs)):
+        if not isinstance(modules.get(name), Rerouted):
+            raise ConversionError(
+                f"layer {name!r} was replaced after convert_, so errors take another way than the rule's; "
+                "call restore_ and convert_ again, or change its weights in place."
+            )
 
 
 def restore_(model: M) -> M:
     """Undo ``convert_`` in place: plain torch layers with the present weights, no feedback, nothing frozen by us."""
     owner, conversion = get_conversion(model)
-    for module in list(owner.modules()):
-        if isinstance(module, Rerouted):
-            unroute_(module)
+    layers = [(module, plain_class(module)) for module in owner.modules() if isinstance(module, Rerouted)]
+    for layer, plain in layers:
+        unroute_(layer, plain)
     for name in conversion.frozen:
         owner.get_parameter(name).requires_grad_(True)
     del owner._torchdfa
@@ -180,6 +193,7 @@ def restore_(model: M) -> M:
 def refresh_feedback_(model: M) -> M:
     """Recompute product feedback (Eq. 7, Eq. 9) from the present weights, in place in the same buffers."""
     owner, conversion = get_conversion(model)
+    require_whole(owner, conversion)
     if not conversion.settings.rule.has_feedback or conversion.settings.init != "product":
         raise ConversionError(
             "refresh_feedback_ recomputes the product of the weights, but this model was converted with "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchdfa.convert import Conversion, backprop, get_conversion
+from torchdfa.convert import Conversion, backprop, get_conversion, require_whole
 from torchdfa.feedback import Feedback
 from torchdfa.graph import is_layer
 from torchdfa.initial import forward_product
@@ -81,6 +81,7 @@ def measure(model: nn.Module, closure: Callable[[], Tensor]) -> Measurement:
     same random numbers. ``.grad``, buffers (batch norm statistics) and random states are left as they were.
     """
     owner, conversion = get_conversion(model)
+    require_whole(owner, conversion)
     weights = _trained_weights(owner)
     loss, updates, errors = _gradients(owner, conversion, closure, weights)
     with backprop(owner):

@@ -1,8 +1,8 @@
 """How a model's layers follow each other, read from a symbolic trace.
 
 The trace runs on a copy that shares the model's parameters, so nothing of the model is changed; arguments
-after the first that have a default keep it. A model that cannot be traced (control flow on data) has no graph; its layers
-are then taken in the order in which they were registered.
+after the first that have a default keep it. A model that cannot be traced (control flow on data) has no
+graph; its layers are then taken in the order in which they were registered.
 """
 
 from __future__ import annotations

@@ -149,9 +149,19 @@ def reroute_(
     rerouted.readers, rerouted.later, rerouted.sends = readers, later, sends
 
 
-def unroute_(layer: Rerouted) -> None:
-    """Turn a rerouted layer in place into the torch layer it was."""
+def plain_class(layer: Rerouted) -> type[nn.Module]:
+    """The torch class that ``layer`` had before ``reroute_``."""
+    for plain, rerouted in _CLASSES.items():
+        if type(layer) is rerouted:
+            return plain
+    raise ConversionError(
+        f"layer {layer.site!r} has become a {type(layer).__name__} since convert_ (parametrization, sharding?); "
+        "undo that before restore_."
+    )
+
+
+def unroute_(layer: Rerouted, plain: type[nn.Module]) -> None:
+    """Turn a rerouted layer in place into ``plain``, the torch class it had."""
     for name in _ATTRIBUTES:
         delattr(layer, name)
-    plain = next(cls for cls, rerouted in _CLASSES.items() if rerouted is type(layer))
     cast("nn.Module", layer).__class__ = plain

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from torchdfa.convert import Conversion, get_conversion
+from torchdfa.convert import Conversion, get_conversion, require_whole
 from torchdfa.feedback import Feedback, SignFeedback
 from torchdfa.graph import is_layer
 
@@ -68,6 +68,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def report(model: nn.Module) -> Report:
     """Say for each layer of a converted model which rule it learns by and where its error comes from."""
     owner, conversion = get_conversion(model)
+    require_whole(owner, conversion)
     s = conversion.settings
     settings: dict[str, Any] = {"rule": s.rule.name}
     if s.rule.has_feedback:
