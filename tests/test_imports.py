@@ -25,6 +25,7 @@ CORE = (
     "settings",
     "layers",
     "graph",
+    "probe",
     "head",
     "settings",
     "initial",

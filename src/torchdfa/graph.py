@@ -12,7 +12,7 @@ import inspect
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -208,29 +208,3 @@ def registered_chain(model: nn.Module) -> list[Chain]:
 
 def _may_follow(name: str, layer: nn.Linear, next_name: str, next_layer: nn.Linear) -> bool:
     return name.rpartition(".")[0] == next_name.rpartition(".")[0] and layer.out_features == next_layer.in_features
-
-
-def input_shapes(model: nn.Module, example_input: Any) -> dict[str, tuple[int, ...]]:
-    """The shape, batch dimension left out, of what each layer reads on ``example_input``, in order of execution.
-
-    Runs one forward in evaluation mode without gradients; the training flags are put back.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    training = [module for module in model.modules() if module.training]
-    names = {module: name for name, module in model.named_modules()}
-
-    def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        x = args[0] if args else kwargs["input"]
-        shapes[names[module]] = tuple(x.shape[1:])
-
-    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in names if is_layer(m)]
-    try:
-        with torch.no_grad():
-            model.eval()
-            model(*example_input) if isinstance(example_input, (tuple, list)) else model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module in training:
-            module.training = True
-    return shapes

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from torchdfa.errors import ConversionError
-from torchdfa.graph import Chain, Graph, input_shapes, is_layer, registered_chain, trace
+from torchdfa.graph import Chain, Graph, is_layer, registered_chain, trace
 from torchdfa.layers import can_reroute
+from torchdfa.probe import bypassed, layer_inputs
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _find_chains(model: nn.Module, head: str | None) -> list[Chain]:
     if not chains:
         raise ConversionError(_no_head_sentence(model, head))
     if graph is not None:
-        _require_single_calls(graph, [name for chain in chains for name in chain.names])
+        _require_single_calls(graph.calls(), [name for chain in chains for name in chain.names])
     if head is None:
         return chains
     return [Chain(tuple(f"{head}.{name}" for name in chain.names), True) for chain in chains]
@@ -144,7 +145,8 @@ def _chosen(
     model: nn.Module, layers: str | Sequence[str], error_at: str | None, example_input: Any
 ) -> tuple[list[tuple[str, ...]], list[str], list[tuple[str, ...]]]:
     graph = trace(model)
-    order = _order(model, graph, example_input)
+    calls = _calls(model, graph, example_input)
+    order = list(dict.fromkeys(calls))
     if not order:
         raise ConversionError("the model has no Linear or convolution, so there is no layer to convert.")
     outputs = [error_at] if error_at else (graph.last_layers() if graph else order[-1:])
@@ -153,9 +155,8 @@ def _chosen(
     chains = [tuple(graph.upstream(out) if graph else order[: order.index(out) + 1]) for out in outputs]
     reachable = dict.fromkeys(name for chain in chains for name in chain)
     cuts = _chosen_names(model, layers, chains, reachable)
-    if graph is not None:
-        _require_single_calls(graph, [*cuts, *outputs])
-    if graph and (name := graph.bypassed(set(cuts))):
+    _require_single_calls(calls, [*cuts, *outputs])
+    if name := _bypassed(model, graph, example_input, cuts):
         raise ConversionError(
             f"a skip connection leads around {name!r}, so its feedback and the error of the layers after it would "
             "add up; leave it out of layers=, or convert the head only (layers='head')."
@@ -164,11 +165,17 @@ def _chosen(
     return chains, cuts, linear_chains
 
 
-def _order(model: nn.Module, graph: Graph | None, example_input: Any) -> list[str]:
+def _bypassed(model: nn.Module, graph: Graph | None, example_input: Any, cuts: list[str]) -> str | None:
     if graph is not None:
-        return list(dict.fromkeys(graph.calls()))
+        return graph.bypassed(set(cuts))
+    return None if example_input is None else bypassed(model, example_input, cuts)
+
+
+def _calls(model: nn.Module, graph: Graph | None, example_input: Any) -> list[str]:
+    if graph is not None:
+        return graph.calls()
     if example_input is not None:
-        return list(input_shapes(model, example_input))
+        return [name for name, _ in layer_inputs(model, example_input)]
     return [name for name, module in model.named_modules() if is_layer(module)]
 
 
@@ -187,12 +194,12 @@ def _chosen_names(
     return [name for name in reachable if name in set(layers)]
 
 
-def _require_single_calls(graph: Graph, names: Sequence[str]) -> None:
-    calls = Counter(graph.calls())
+def _require_single_calls(calls: Sequence[str], names: Sequence[str]) -> None:
+    times = Counter(calls)
     for name in names:
-        if calls[name] > 1:
+        if times[name] > 1:
             raise ConversionError(
-                f"layer {name!r} is called {calls[name]} times in one forward; feedback needs layers that are called "
+                f"layer {name!r} is called {times[name]} times in one forward; feedback needs layers that are called "
                 "once. Give each call its own layer, or convert a part that runs once with head= or layers=[...]."
             )
 
@@ -232,7 +239,7 @@ def _widths(model: nn.Module, cuts: Sequence[str], example_input: Any) -> dict[s
             f"feedback to the input of the convolution {convs[0]!r} has one weight for each (output unit, "
             "channel, row, column), so its shape depends on the input; pass one batch as example_input=."
         )
-    shapes = input_shapes(model, example_input)
+    shapes = dict(layer_inputs(model, example_input))
     for name in convs:
         size = 1
         for extent in shapes[name]:
