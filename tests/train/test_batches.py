@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchdfa.errors import UsageError
 from torchdfa.train.batches import PADDING, Batches, crop_and_flip
 
+DEVICE = os.environ.get("TORCHDFA_TEST_DEVICE", "cpu")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
@@ -28,7 +30,7 @@ def batches(n: int = 23, batch_size: int = 5, *, seed: int = 0, **changes: Any) 
         "augment": False,
         "shuffle": True,
         "generator": torch.Generator().manual_seed(seed),
-        "device": "cpu",
+        "device": DEVICE,
         "channels_last": False,
     }
     return Batches(x, y, batch_size, **(options | changes))
@@ -50,9 +52,9 @@ def test_an_epoch_holds_each_image_once_and_keeps_the_last_smaller_batch() -> No
 def test_images_are_normalised_and_follow_their_labels() -> None:
     x, _ = data(23)
     for images, y in batches(channels_last=True):
-        expected = (x[y].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-        assert images.dtype == torch.float32
-        torch.testing.assert_close(images.double(), expected, atol=1e-5, rtol=0)
+        expected = (x[y.cpu()].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        assert (images.dtype, images.device.type, y.device.type) == (torch.float32, DEVICE, DEVICE)
+        torch.testing.assert_close(images.double().cpu(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -82,7 +84,8 @@ def test_crop_and_flip_equals_the_slow_reference() -> None:
     x = data(len(corners))[0][..., :5]  # not square, so that rows and columns cannot be mistaken
     top, left, flip = torch.tensor(corners).unbind(1)
     expected = torch.stack([slow_crop_and_flip(x[k], t, s, bool(f)) for k, (t, s, f) in enumerate(corners)])
-    assert torch.equal(crop_and_flip(x, top, left, flip.bool()), expected)
+    moves = (top.to(DEVICE), left.to(DEVICE), flip.bool().to(DEVICE))
+    assert torch.equal(crop_and_flip(x.to(DEVICE), *moves).cpu(), expected)
 
 
 def test_augmented_images_are_crops_of_black_padded_ones_of_both_orientations_and_all_corners() -> None:
@@ -97,10 +100,10 @@ def test_augmented_images_are_crops_of_black_padded_ones_of_both_orientations_an
         augment=True,
         shuffle=False,
         generator=torch.Generator().manual_seed(0),
-        device="cpu",
+        device=DEVICE,
         channels_last=False,
     )
-    seen = torch.cat([x for x, _ in epoch]).mul(255).round().to(torch.uint8)
+    seen = torch.cat([x.cpu() for x, _ in epoch]).mul(255).round().to(torch.uint8)
     moves = [(t, s, f) for t in range(2 * PADDING + 1) for s in range(2 * PADDING + 1) for f in (False, True)]
     every = [tuple(slow_crop_and_flip(image[0], *m).flatten().tolist()) for m in moves]
     found = [tuple(x.flatten().tolist()) for x in seen]

@@ -45,7 +45,7 @@ def scan(root: Path) -> Scan:
     else:
         found.train = _classes(folders, found)
     if found.heic:
-        first = readable(found.heic[0].relative_to(root))
+        first = readable(min(found.heic).relative_to(root))
         raise UsageError(f"{root} has {len(found.heic)} HEIC photo(s), such as {first}: {HEIC_ADVICE}.")
     _check_classes(root, found)
     return found
@@ -71,7 +71,7 @@ def _class_folders(root: Path, found: Scan) -> dict[str, Path]:
         else:
             folders[entry.name] = entry
     if loose:
-        where = readable(root.name)
+        where = readable(root.resolve().name)
         found.warnings.append(f"{loose} photo(s) directly in {where}/ have no class folder and were not used.")
     return folders
 
