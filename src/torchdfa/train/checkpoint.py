@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +40,10 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path} is missing, so there is nothing to resume from")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file can fail in any way within torch's reader
         raise UsageError(f"{path} is damaged or holds more than tensors and numbers, and is not loaded") from None
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise UsageError(f"{path} is not a resume file of torchdfa")
@@ -99,7 +101,14 @@ def _of_all(trainer: Trainer, vector: Tensor) -> Tensor:
 
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Put a new trainer of the same settings where `state` was captured."""
+    """Put a new trainer of the same settings where `state` was captured; UsageError where it does not fit."""
+    try:
+        _restore(trainer, state)
+    except Exception as error:  # any part may have been changed to anything
+        raise UsageError(f"the checkpoint in {trainer.folder} does not fit its run and is not used ({error})") from None
+
+
+def _restore(trainer: Trainer, state: dict[str, Any]) -> None:
     device, rank = trainer.fabric.device, trainer.fabric.global_rank
     trainer.net.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
