@@ -64,7 +64,7 @@ def run_processes(code: str, count: str, folder: Path) -> None:
 
 
 # The examples with other frameworks run under those frameworks' own warnings.
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text(encoding="utf-8"))], ids=name_of)
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
