@@ -47,10 +47,10 @@ def drawn(path: Path, size: tuple[float, float], dpi: int = 130) -> Iterator[Fig
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a class in a script without a font gets boxes
         matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
         matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted({*get_font_names()} & _OTHER_SCRIPTS)]
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, dpi=dpi, layout="constrained")
         yield figure
         content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=dpi, metadata=_METADATA)
+        figure.savefig(content, format="png", metadata=_METADATA)
     runs.write(path, content.getvalue())
 
 
@@ -69,10 +69,8 @@ def curves(found: Sequence[runs.Run], path: Path) -> None:
         figure.suptitle(", ".join(dict.fromkeys(f"{arm.settings['data']}, {arm.settings['model']}" for arm in shown)))
         _dress(accuracy, "top-1 accuracy (%)")
         _dress(loss, "cross-entropy (nats)")
-        loss.set_yscale("log")
-        loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        loss.yaxis.set_minor_formatter(NullFormatter())
+        if any(value > 0 for line in loss.lines for value in line.get_ydata()):
+            _log_scale(loss)
         _legend(figure, shown)
 
 
@@ -83,8 +81,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
     """
     k = len(classes)
     shares = [[100 * n / max(1, sum(row)) for n in row] for row in counts]
-    side = 3.4 + max(0.42 * k, 2.2) if k <= 20 else min(20.0, 4 + 0.16 * k)
-    with drawn(path, (side + 0.8, side), dpi=120) as figure:
+    side = 3.4 + max(0.42 * k, 2.2) if k <= 20 else 4 + 0.16 * k if k <= 120 else 10.0
+    with drawn(path, (side + 0.8, side + (1.0 if k > 20 else 0.0)), dpi=120) as figure:
         axes = figure.subplots()
         # The square root makes rare confusions visible beside the diagonal.
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
@@ -112,15 +110,14 @@ def worst(
     columns = min(5, len(order))
     rows = -(-len(order) // columns)
     with drawn(path, (2.3 * columns, 0.5 + 2.75 * rows), dpi=100) as figure:
-        figure.suptitle(_fit(f"the {len(order)} of {len(labels)} test images with the highest loss", 27 * columns))
-        for axes, i in zip(figure.subplots(rows, columns, squeeze=False).flat, order, strict=False):
+        figure.suptitle(_fit(f"the {len(order)} of {len(labels)} test images with the highest loss", 24 * columns))
+        bare = {"xticks": [], "yticks": [], "frame_on": False}
+        for axes, i in zip(figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flat, order, strict=False):
             _photo(axes, images[i])
             lines = [f"is {_fit(classes[int(labels[i])], 24)}"]
             lines.append(f"taken for {_fit(found[i].label, 12)} ({100 * found[i].probability:.0f} %)")
             lines += [_fit(names[i], 26, end=True)] if names else []
             axes.set_title("\n".join(lines), fontsize=8, loc="left")
-        for axes in figure.axes:
-            axes.axis("off")
 
 
 def of_test_set(
@@ -165,6 +162,13 @@ def _dress(axes: Axes, label: str) -> None:
     axes.grid(alpha=0.3)
 
 
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _legend(figure: Figure, shown: Sequence[Arm]) -> None:
     handles = []
     for arm, marker in zip(shown, _markers(shown), strict=True):
@@ -192,7 +196,7 @@ def _confusion_title(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     if k <= 20 or not wrong:
         return title
     pairs = (f"{_fit(classes[i], 18)} as {_fit(classes[j], 18)} ({-n})" for n, i, j in wrong[:3])
-    return f"{title}; most often wrong: {', '.join(pairs)}"
+    return "\n".join([f"{title}; most often wrong:", *pairs])
 
 
 def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
