@@ -42,10 +42,12 @@ class Predicted:
 
     photos: list[Photo]
     figures: dict[str, Any] | None
+    out: Path | None = None  # the CSV file that has them
 
     def __str__(self) -> str:
-        """What a user should know, in a few lines."""
-        return "\n".join([self._count(), *self._accuracy()])
+        """What a user should know: a line a photo where no CSV has them, how many were left out, how many right."""
+        lines = [] if self.out else [f"{readable(p.path)}: {p.found}" for p in self.photos if p.found]
+        return "\n".join([*lines, self._count(), *self._accuracy()])
 
     def _count(self) -> str:
         broken = [photo for photo in self.photos if photo.found is None]
@@ -96,7 +98,7 @@ def predict(run: str | Path, source: str | Path, out: str | Path | None = None) 
     figures = metrics(torch.stack(logits), torch.tensor(labels), model.classes) if labels else None
     if target is not None:
         runs.write(target, _csv(done, min(5, len(model.classes))))
-    return Predicted(done, figures)
+    return Predicted(done, figures, target)
 
 
 def _files(source: Path) -> list[Path]:
