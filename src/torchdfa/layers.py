@@ -72,6 +72,7 @@ class Rerouted(nn.Module):
         bus = self.bus
         if bus.backprop or not torch.is_grad_enabled():
             return output
+        taps, routes = [], []
         for site, rows in self.sends.items():
             tap = bus.taps.pop(site, None)
             if tap is None:
@@ -79,8 +80,9 @@ class Rerouted(nn.Module):
             if tap.unread > 1:
                 bus.taps[site] = tap._replace(unread=tap.unread - 1)
             self._check_shapes(site, tap, output)
-            output = SendError.apply(output, tap.tensor, tap.feedback, rows)
-        return output
+            taps.append(tap.tensor)
+            routes.append((tap.feedback, rows))
+        return SendError.apply(output, tuple(routes), *taps) if taps else output
 
     def _check_shapes(self, site: str, tap: Tap, output: Tensor) -> None:
         if site == self.site:

@@ -47,28 +47,35 @@ RULES = {
 }
 
 
-class SendError(torch.autograd.Function):
-    """Identity on ``output``; backward passes its error on and sends ``e @ D`` to ``tap`` as well.
+Routes = tuple[tuple[Feedback, slice], ...]
 
-    ``output`` (..., k) and ``tap`` need no path between them in the graph: this is where a tap that was cut
-    off joins again. The rows of D that belong to this output are ``rows``.
+
+class SendError(torch.autograd.Function):
+    """Identity on ``output``; backward passes its error on and sends ``e @ D`` to each of ``taps`` as well.
+
+    ``output`` (..., k) and the taps need no path between them in the graph: this is where taps that were cut
+    off join again. ``routes`` holds for each tap its feedback and the rows of D that belong to this output.
     """
 
     generate_vmap_rule = True  # per-sample gradients with torch.func
 
     @staticmethod
-    def forward(output: Tensor, tap: Tensor, feedback: Feedback, rows: slice) -> Tensor:
+    def forward(output: Tensor, routes: Routes, *taps: Tensor) -> Tensor:
         # A copy rather than the input itself: an in-place activation may follow, the output of a Linear with
         # 3-D input is a view, and vmap cannot follow inputs marked dirty.
         return output.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Feedback, slice], output: Tensor) -> None:
-        ctx.shape, ctx.dtype = inputs[1].shape, inputs[1].dtype
-        ctx.feedback, ctx.rows = inputs[2], inputs[3]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.routes = inputs[1]
+        ctx.taps = [(tap.shape, tap.dtype) for tap in inputs[2:]]
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        if not ctx.needs_input_grad[1]:
-            return error, None, None, None
-        return error, ctx.feedback.project(error, ctx.rows, ctx.shape).to(ctx.dtype), None, None
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        sent = [
+            feedback.project(error, rows, shape).to(dtype) if needed else None
+            for (feedback, rows), (shape, dtype), needed in zip(
+                ctx.routes, ctx.taps, ctx.needs_input_grad[2:], strict=True
+            )
+        ]
+        return error, None, *sent
