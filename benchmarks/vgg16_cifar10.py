@@ -21,7 +21,7 @@ ARMS = {
     "cbdfa-product": ("--rule", "bdfa", "--init", "product"),
     "cbdfa-random": ("--rule", "bdfa", "--init", "random"),
 }
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 # The sweep is a fifth of the final training's length on the same number of images; its test images are
 # 2,000 that the training never sees, none of them from the test set.
 COMMON = ("--data", "cifar10", "--model", "vgg16", "--subset", "10000", "--threads", "1", "--seed", "0")
