@@ -142,6 +142,31 @@ def _number(text: str | None) -> Any:
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, such as runs/*")],
+    out: Annotated[Path | None, Flag(help="picture of the curves; the table goes beside it")] = None,
+) -> None:
+    """Print one table over runs, what it means, and draw their curves together."""
+    from torchdfa.train.compare import compare as show
+
+    show(runs, out)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run, or its model.safetensors")],
+    photos: Annotated[Path, typer.Argument(help="a photo, or a folder of photos")],
+    out: Annotated[Path | None, Flag(help="CSV file with a line for each photo")] = None,
+) -> None:
+    """Classify photos with a trained model."""
+    from torchdfa.train.predict import predict as classify
+
+    print(classify(run, photos, out))
+    if out is not None:
+        print(f"predictions: {out}")
+
+
+@app.command()
 def verify(runs: Annotated[list[Path], typer.Argument(help="folders of finished runs")]) -> None:
     """Compare the files of runs with the checksums they were finished with."""
     from torchdfa.train.runs import verify as check

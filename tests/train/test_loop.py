@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import STEPS_AN_EPOCH, figures, small, weights
 from torch import nn
 
+from small_runs import STEPS_AN_EPOCH, figures, small, weights
 from torchdfa.errors import RunError
-from torchdfa.train import loop, models, program, runs
+from torchdfa.train import loop, models, plots, program, runs
 from torchdfa.train.loop import Trainer
 from torchdfa.train.stop import Stopped
+
+
+@pytest.fixture(autouse=True)
+def without_pictures() -> Iterator[None]:
+    """Half of the time of so small a run would go into its picture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "curves", lambda _, path: path.write_bytes(b"drawn"))
+        patch.setattr(plots, "of_test_set", lambda *_: None)
+        yield
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGINT) -> None:

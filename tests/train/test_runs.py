@@ -85,7 +85,7 @@ def test_any_bytes_raise_our_errors_only(finished: Path, name: str, content: byt
         runs.read(finished)
         runs.verify(finished)
     except (UsageError, RunError) as error:
-        assert str(finished) in str(error)
+        assert str(finished) in str(error)  # noqa: PT017 - most bytes must raise, some need not
     finally:
         (finished / name).write_bytes(kept)
 
@@ -115,9 +115,7 @@ def test_verify_needs_a_finished_run(tmp_path: Path) -> None:
         runs.verify(tmp_path)
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is found at the latest when the data go to it."""
     path = tmp_path / "checkpoint.pt"
     runs.write(path, b"old")
@@ -206,3 +204,14 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
 def test_lines_are_replaced_whole(tmp_path: Path) -> None:
     runs.write_lines(tmp_path / "m", [{"a": 1}, {"b": 2}])
     assert [json.loads(line) for line in (tmp_path / "m").read_text().splitlines()] == [{"a": 1}, {"b": 2}]
+
+
+def test_lines_after_the_checkpoint_are_forgotten(finished: Path) -> None:
+    """A test that was stopped has its epoch's steps behind it and its epoch before it."""
+    runs.forget_after(finished, 20, 1)
+    assert [line["step"] for line in runs.read_lines(finished / "metrics.jsonl")] == [10, 15]
+    runs.forget_after(finished, 12, 1)
+    assert [line["step"] for line in runs.read_lines(finished / "metrics.jsonl")] == [10]
+    runs.append(finished / "metrics.jsonl", {"epoch": "2", "step": 20})
+    with pytest.raises(UsageError, match="a line whose step or epoch is not a number"):
+        runs.forget_after(finished, 12, 1)

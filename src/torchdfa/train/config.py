@@ -104,8 +104,11 @@ class TrainConfig:
 
 
 def default_lr(config: TrainConfig) -> float:
-    """Learning rate where none is given."""
-    return 0.01
+    """Learning rate where none is given, for every rule: chosen on held-out training images (docs, reproduce).
+
+    VGG-16 learns CIFAR-10 fastest at 0.003 with BP, CDFA and CBDFA alike; at 0.03 feedback makes it diverge.
+    """
+    return 0.003 if config.model == "vgg16" else 0.01
 
 
 def _require(holds: bool, name: str, rule: str, config: TrainConfig) -> None:

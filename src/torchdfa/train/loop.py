@@ -51,7 +51,7 @@ class Trainer:
         self.recent = torch.zeros(2, device=fabric.device)  # loss and steps since the last check
         self.clock = Stopwatch(fabric.device)  # training time of the run
         self.epoch_began = 0.0  # on that clock
-        self.tested: dict[str, Any] | None = None  # figures of the last test
+        self.outputs: Tensor | None = None  # of the last test, (N, classes) on the CPU
         self._saved_at = time.monotonic()
         torch.manual_seed(config.seed + fabric.global_rank)  # dropout differs between the processes
 
@@ -176,11 +176,10 @@ class Trainer:
             logits.append(self.model(x))
             if self.fabric.world_size == 1:
                 self.save_or_stop(signals)
-        outputs = torch.cat(logits)
-        if not torch.isfinite(outputs).all():
+        self.outputs = torch.cat(logits).float().cpu()
+        if not torch.isfinite(self.outputs).all():
             self._diverged("outputs that are not finite")
-        self.tested = metrics(outputs, self.data.test_y, self.data.classes)
-        return self.tested
+        return metrics(self.outputs, self.data.test_y, self.data.classes)
 
     def figures(self) -> dict[str, Any]:
         """Figures of the epoch just trained; test figures come beside them."""

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 import torchdfa
-from torchdfa.errors import UsageError
+from torchdfa.errors import RunError, UsageError
 from torchdfa.train import checkpoint, datasets, machine, runs
 from torchdfa.train.config import TrainConfig, reconcile
 from torchdfa.train.loop import Trainer, build, model_args
+from torchdfa.train.metrics import metrics
 from torchdfa.train.progress import Display
 from torchdfa.train.stop import StopSignals
 
@@ -52,6 +56,9 @@ def train_all(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> list[r
         for folder in folders:
             runs.create(folder)
     data = load(configs[0])
+    if launched[0].is_global_zero:
+        for warning in data.source.get("warnings", []):
+            print(f"warning: {warning}", file=sys.stderr)
     torch.set_num_threads(machine.choose_threads(configs[0].threads, data.train_x[0, 0].numel()))
     for config, fabric in zip(configs, launched, strict=True):
         check(config, data, fabric.world_size)
@@ -81,10 +88,8 @@ def resume(folder: str | Path, given: Mapping[str, Any] | None = None) -> runs.R
     state = checkpoint.load(folder / runs.CHECKPOINT)
     saved = TrainConfig.from_dict(state["config"])
     config = reconcile(saved, dict(given or {}))
-    if (folder / runs.MANIFEST).exists():
-        if config.epochs == saved.epochs:
-            return run
-        (folder / runs.MANIFEST).unlink()
+    if (folder / runs.MANIFEST).exists() and config.epochs == saved.epochs:
+        return run
     resolved = run.config.get("resolved", {})
     exact = replace(
         config, device=resolved.get("device", "auto"), precision=resolved.get("precision", "auto"),
@@ -150,16 +155,16 @@ def digest(data: datasets.Data) -> str:
 def _run(
     config: TrainConfig, folder: Path, fabric: Fabric, data: datasets.Data, state: dict[str, Any] | None = None
 ) -> runs.Run:
-    trainer = Trainer(config, data, fabric, folder, digest(data))
     first = fabric.is_global_zero
     with runs.hold(folder, wanted=first):
+        trainer = Trainer(config, data, fabric, folder, digest(data))
         if state is not None:
             checkpoint.restore(trainer, state)
         if first:
             _open(trainer, folder, fabric)
         if state is None:
-            trainer.save()
-        with StopSignals() as signals, _display(trainer, shown=first) as display:
+            trainer.save()  # also the proof, before any training, that the disk has room for one
+        with StopSignals() as signals, _display(trainer, shown=first) as display, _compiling(config):
             trainer.fit(display, signals)
             if first:
                 _finish(trainer, folder, signals)
@@ -167,13 +172,26 @@ def _run(
         return runs.read(folder)
 
 
+@contextmanager
+def _compiling(config: TrainConfig) -> Iterator[None]:
+    """Say in a sentence that torch.compile failed, most often for want of a C++ compiler."""
+    try:
+        yield
+    except Exception as error:
+        if not config.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise RunError(f"torch.compile failed ({str(error).strip().splitlines()[0]}); leave --compile out") from error
+
+
 def _display(trainer: Trainer, *, shown: bool) -> Display:
     return Display(trainer.config.label, trainer.config.epochs, len(trainer.batches), trainer.step_number, shown=shown)
 
 
 def _open(trainer: Trainer, folder: Path, fabric: Fabric) -> None:
-    """Write the settings, and drop what metrics.jsonl says of the time after the checkpoint."""
+    """Write the settings, and drop what the folder says of the time after the checkpoint."""
     config = trainer.config
+    for name in (runs.MANIFEST, runs.RESULT):  # of a finished run that is made longer
+        (folder / name).unlink(missing_ok=True)
     runs.write_json(
         folder / runs.CONFIG,
         {
@@ -193,9 +211,7 @@ def _open(trainer: Trainer, folder: Path, fabric: Fabric) -> None:
             "report": torchdfa.report(trainer.net).to_dict(),
         },
     )  # fmt: skip
-    lines = runs.read_lines(folder / runs.METRICS)
-    kept = [line for line in lines if line["step"] <= trainer.step_number and line.get("epoch", 0) <= trainer.epoch]
-    runs.write_lines(folder / runs.METRICS, kept)
+    runs.forget_after(folder, trainer.step_number, trainer.epoch)
 
 
 def _finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
@@ -206,8 +222,13 @@ def _finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
         folder, trainer.net, model_name=config.model, model_args=model_args(config, data), classes=data.classes,
         mean=data.mean, std=data.std, image_size=data.train_x.shape[-1], record={"rule": config.label},
     )  # fmt: skip
-    runs.write_json(folder / runs.RESULT, result(trainer, trainer.tested or trainer.evaluate(signals)))
+    if trainer.outputs is None:  # resumed after the last epoch
+        trainer.evaluate(signals)
+    assert trainer.outputs is not None
+    runs.write_json(folder / runs.RESULT, result(trainer, trainer.outputs))
     plots.curves([runs.read(folder)], folder / "curves.png")
+    names = data.source.get("test_files")
+    plots.of_test_set(folder, data.test_x, data.test_y, trainer.outputs, data.classes, names)
     runs.write_manifest(folder)
 
 
@@ -227,9 +248,10 @@ def conclude(folders: Sequence[Path], out: str | Path | None) -> None:
     print(f"run folders: {', '.join(map(str, folders))}")
 
 
-def result(trainer: Trainer, tested: dict[str, Any]) -> dict[str, Any]:
+def result(trainer: Trainer, outputs: Tensor) -> dict[str, Any]:
     """The figures of the last epoch and what the run cost; top1, top5, balanced accuracy in percent."""
     config, report = trainer.config, torchdfa.report(trainer.net)
+    tested = metrics(outputs, trainer.data.test_y, trainer.data.classes)
     last = runs.read(trainer.folder).epochs[-1]
     return {
         "format": runs.FORMAT,

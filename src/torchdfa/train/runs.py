@@ -106,6 +106,15 @@ def append(path: Path, value: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def forget_after(folder: Path, step: int, epoch: int) -> None:
+    """Drop the lines of metrics.jsonl that a run wrote after its checkpoint at this step, `epoch` epochs finished."""
+    path = folder / METRICS
+    lines = read_lines(path)
+    if any(not isinstance(line.get(key, 0), int) for line in lines for key in ("step", "epoch")):
+        raise UsageError(f"{path} is damaged: it holds a line whose step or epoch is not a number")
+    write_lines(path, [line for line in lines if line.get("step", 0) <= step and line.get("epoch", 0) <= epoch])
+
+
 def write(path: Path, data: bytes, check: Callable[[Path], None] = lambda _: None) -> None:
     """Replace a file whole or not at all: temporary file beside it, fsync, `check`, rename, fsync of the folder.
 
