@@ -138,6 +138,13 @@ def test_no_run_at_all():
         compare([])
 
 
+def test_pictures_and_tables_beside_the_runs_are_passed_over(three, tmp_path):
+    printed(three, tmp_path / "c.png")
+    assert [row["rule"] for row in table(sorted(tmp_path.glob("*")))] == ["CBDFA product", "BP", "CDFA product"]
+    with pytest.raises(UsageError, match="at least one run folder"):
+        compare([tmp_path / "c.png"])
+
+
 def test_a_folder_that_is_no_run_is_named(three, tmp_path):
     with pytest.raises(UsageError, match="nowhere is not a run folder"):
         compare([*three, tmp_path / "nowhere"])

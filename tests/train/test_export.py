@@ -309,6 +309,15 @@ def test_any_bytes_are_a_model_or_a_usage_error(tmp_path, damage):
         assert str(error).count("\n") == 0  # noqa: PT017
 
 
+def test_a_file_of_format_1_loads_for_ever():
+    """Written once, never again: its weights are quarters, so its outputs are known."""
+    model = load_model(Path(__file__).parent / "golden" / "model_format_1.safetensors")
+    assert model.classes == ("no", "yes")
+    assert model.description.record == {"rule": "BDFA product"}
+    x = torch.tensor([[[[0, 51], [102, 255]]], [[[255, 0], [7, 200]]]], dtype=torch.uint8)
+    torch.testing.assert_close(model(x), torch.tensor([[0.38125, 0.8], [0.4982843, 1.4905637]]), rtol=1e-6, atol=1e-6)
+
+
 def test_description_survives_json():
     description = Description("mlp", build("mlp")[1], CLASSES, MEAN, STD, 8, {"rule": "BP"})
     assert Description.from_json(description.to_json()) == description

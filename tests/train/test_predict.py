@@ -144,6 +144,18 @@ def test_one_photo_by_the_loaded_model(run, folder):
         model.predict(folder / "dog" / "1.png")
 
 
+def test_predicting_in_train_mode_changes_nothing(tmp_path):
+    args = {"classes": 3, "channels": 3, "image_size": 8, "fc_width": 4, "fc_batch_norm": True}
+    torch.manual_seed(0)
+    save(tmp_path, models.build("cnn", **args), model_name="cnn", model_args=args, classes=CLASSES,
+         mean=(0.5,) * 3, std=(0.25,) * 3, image_size=8)  # fmt: skip
+    path, model = photo(tmp_path / "a.png"), load_model(tmp_path).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert model.predict(path) == load_model(tmp_path).predict(path)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_more_photos_than_one_chunk_keep_their_order(run, tmp_path, monkeypatch):
     monkeypatch.setattr("torchdfa.train.predict._CHUNK", 4)
     paths = [photo(tmp_path / "many" / f"{i:02d}.png", i) for i in range(11)]

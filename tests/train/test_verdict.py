@@ -46,7 +46,7 @@ def test_better_needs_an_interval_above_zero(tmp_path):
 
 def test_one_run_is_compared_with_nothing(tmp_path):
     assert sentence(rows(tmp_path, ("bdfa", 80.0, {"tests": 100}))) == (
-        "CBDFA product (80.0 %) of the 100 test images of digits right, 95 % interval 71.1 % to 86.7 %; "
+        "CBDFA product got 80.0 % of the 100 test images of digits right (95 % interval 71.1 % to 86.7 %); "
         "there is no other finished run to compare it with."
     )
 

@@ -63,7 +63,9 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def _read(folders: Sequence[str | Path]) -> list[runs.Run]:
+def _read(paths: Sequence[str | Path]) -> list[runs.Run]:
+    """The runs; plain files are passed over, as runs/* also names the pictures and tables that lie there."""
+    folders = [path for path in paths if not Path(path).is_file()]
     if not folders:
         raise UsageError("compare needs at least one run folder, such as runs/*")
     return [runs.read(folder) for folder in folders]

@@ -82,7 +82,11 @@ class TrainedModel(nn.Module):
         from torchdfa.train.folder import decode
 
         pixels = decode(photo, self.image_size, len(self.description.mean))
-        return predictions(self(pixels[None].to(self.factor.device)), self.classes)[0]
+        was_training = self.training
+        self.eval()  # one photo is no batch to take statistics from
+        logits = self(pixels[None].to(self.factor.device))
+        self.train(was_training)
+        return predictions(logits, self.classes)[0]
 
     def extra_repr(self) -> str:
         return f"{len(self.classes)} classes, {self.image_size}x{self.image_size} pixels"

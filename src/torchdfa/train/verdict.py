@@ -35,10 +35,10 @@ def sentence(rows: Sequence[Row]) -> str:
     if not done:
         return "No run has finished, so there is nothing to compare yet."
     if len(done) == 1:
-        low, high = (_percent(bound, done[0]) for bound in done[0]["interval"])
+        only, (low, high) = done[0], done[0]["interval"]
         return (
-            f"{_named(done[0])} of {_where(done[0])} right, 95 % interval {low} to {high}; "
-            "there is no other finished run to compare it with."
+            f"{only['rule']} got {_percent(only['top1'], only)} of {_where(only)} right (95 % interval "
+            f"{_percent(low, only)} to {_percent(high, only)}); there is no other finished run to compare it with."
         )
     if not _same_test(done):
         return "The runs were not tested on the same images, so their figures cannot be set against each other."
