@@ -154,7 +154,7 @@ def _read(layout: Layout, place: Path) -> Cifar:
         test_x=torch.cat([images[file] for file in layout.test]),
         test_y=torch.cat([labels[file] for file in layout.test]),
         classes=names,
-        source={"path": str(place.absolute()), "sha256": digests, "equals_published_files": official},
+        source={"path": str(place), "sha256": digests, "equals_published_files": official},
     )
 
 
