@@ -17,18 +17,22 @@ from torchdfa.train import load_model, program, runs
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
     folder = tmp_path_factory.mktemp("curious")
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "torchdfa", "train"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+    began = computed_by_children()
+    done = first_command(folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return folder, done.stdout, time.monotonic() - began
+    return folder, done.stdout, computed_by_children() - began
+
+
+def first_command(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torchdfa", "train"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=280)
+
+
+def computed_by_children() -> float:
+    """Seconds of one core: what a clock on the wall says depends on who else uses the machine."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def test_it_takes_less_than_a_minute_of_one_core(trained: tuple[Path, str, float]) -> None:
@@ -79,14 +83,7 @@ def test_the_model_is_used_in_three_lines(trained: tuple[Path, str, float]) -> N
 def test_the_second_time_nothing_is_overwritten(trained: tuple[Path, str, float]) -> None:
     folder, _, _ = trained
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = subprocess.run(
-        [sys.executable, "-m", "torchdfa", "train"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    again = first_command(folder)
     assert again.returncode == 2
     assert again.stderr == (
         "torchdfa: runs/digits-cnn-BP-s0 holds a finished run, which is never overwritten; take another --out, or see "
