@@ -57,9 +57,13 @@ def run_processes(code: str, count: str, folder: Path) -> None:
     (folder / "script.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "script.py"], cwd=folder, env=environment, check=False, capture_output=True, text=True
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            [*command, "script.py"], cwd=folder, env=environment, check=False, capture_output=True, text=True
+        )
+        # torch 2.10 aborts now and then when a process that used gloo ends, without torchdfa too.
+        if done.returncode == 0 or "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
 
 

@@ -92,6 +92,6 @@ print(torchdfa.__version__, model[1].weight.grad.shape)
 def test_program_names_the_extra_it_lacks(alone, tmp_path):
     done = run(alone.parent / "torchdfa", "train", cwd=tmp_path)
     assert done.returncode == 2
-    assert "torchdfa[train]" in done.stderr
+    # torch 2.10 itself warns, in lines of its own, where numpy is missing.
+    assert done.stderr.splitlines()[-1] == "torchdfa: this command needs typer: pip install 'torchdfa[train]'"
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
