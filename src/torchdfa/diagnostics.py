@@ -116,7 +116,8 @@ def _gradients(
 ) -> tuple[float, Gradients, Gradients]:
     """The loss, the gradient of each weight, and that of each cut layer's input."""
     bus = conversion.bus
-    with _unchanged(owner), torch.enable_grad():
+    # A compiled forward runs as it is written: compiled, it would return the watched inputs cut off from the loss.
+    with _unchanged(owner), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         watched: dict[str, Tensor] = {}
         bus.watched = watched
         try:

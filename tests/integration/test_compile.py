@@ -166,6 +166,16 @@ def test_state_dict_restore_and_report_see_through_the_wrapper() -> None:
     gradients.assert_close(found, gradients.of(plain, loss_of(plain)), rtol=1e-4, atol=1e-6)
 
 
+def test_diagnostics_see_through_the_wrapper() -> None:
+    model = convert_(cases.make("vgg"), "dfa").eval()
+    forward = compiled(model)
+    eager = torchdfa.diagnostics.measure(model, lambda: loss_of(model))
+    before = gradients.of(model, loss_of(forward))
+    assert torchdfa.diagnostics.measure(model, lambda: loss_of(forward)) == eager
+    assert eager.boundary["classifier.0"].degrees is not None
+    gradients.assert_equal(gradients.of(model, loss_of(forward)), before)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="inductor needs a C++ compiler and Python.h")
 def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
