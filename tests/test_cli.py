@@ -71,11 +71,19 @@ def test_wrong_usage_is_one_sentence_and_code_2(
     assert not list(here.iterdir())
 
 
-def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     code, _, err = run(capsys, "train", "--data", "photoz")
     assert code == 2
     assert "photoz" in err
     assert err.count("\n") == 1
+    assert not [path for path in here.glob("runs/*")]  # no empty run folders for `compare runs/*` to stumble over
+
+
+def test_compare_draws_without_being_asked(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    arguments = ("--model", "mlp", "--fc-width", "8", "--epochs", "1", "--rule", "bp", "--out", "run")
+    assert run(capsys, "train", *arguments)[0] == 0
+    assert run(capsys, "compare", "run")[0] == 0
+    assert (here / "compare.png").stat().st_size > 10_000
 
 
 def test_a_failure_is_one_sentence_and_code_1(

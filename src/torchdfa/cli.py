@@ -100,7 +100,7 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 
 
 def _train(flags: dict[str, Any]) -> int:
-    from torchdfa.train import program
+    from torchdfa.train import finish, program
     from torchdfa.train.stop import Stopped
 
     out, rules = flags.pop("out"), [name.strip() for name in flags["rule"].split(",")]
@@ -110,12 +110,12 @@ def _train(flags: dict[str, Any]) -> int:
         program.train_all(configs, folders)
     except Stopped as stop:
         return _stopped(stop, rules[folders.index(stop.folder) + 1 :])
-    program.conclude(folders, out)
+    finish.conclude(folders, out)
     return 0
 
 
 def _resume(folder: str, given: dict[str, Any]) -> int:
-    from torchdfa.train import program
+    from torchdfa.train import finish, program
     from torchdfa.train.stop import Stopped
 
     if "out" in given:
@@ -124,7 +124,7 @@ def _resume(folder: str, given: dict[str, Any]) -> int:
         program.resume(folder, given)
     except Stopped as stop:
         return _stopped(stop, [])
-    program.conclude([Path(folder)], None)
+    finish.conclude([Path(folder)], None)
     return 0
 
 
@@ -144,7 +144,7 @@ def _number(text: str | None) -> Any:
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, such as runs/*")],
-    out: Annotated[Path | None, Flag(help="picture of the curves; the table goes beside it")] = None,
+    out: Annotated[Path, Flag(help="picture of the curves; the table goes beside it")] = Path("compare.png"),
 ) -> None:
     """Print one table over runs, what it means, and draw their curves together."""
     from torchdfa.train.compare import compare as show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +15,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 import torchdfa
-from torchdfa.errors import RunError, UsageError
+from torchdfa.errors import ConversionError, RunError, UsageError
 from torchdfa.train import checkpoint, datasets, machine, runs
 from torchdfa.train.config import TrainConfig, reconcile
-from torchdfa.train.loop import Trainer, build, model_args
-from torchdfa.train.metrics import metrics
+from torchdfa.train.finish import finish
+from torchdfa.train.loop import Trainer, build
 from torchdfa.train.progress import Display
 from torchdfa.train.stop import StopSignals
 
@@ -55,16 +55,27 @@ def train_all(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> list[r
     if launched[0].is_global_zero:
         for folder in folders:
             runs.create(folder)
-    data = load(configs[0])
-    if launched[0].is_global_zero:
-        for warning in data.source.get("warnings", []):
-            print(f"warning: {warning}", file=sys.stderr)
-    torch.set_num_threads(machine.choose_threads(configs[0].threads, data.train_x[0, 0].numel()))
-    for config, fabric in zip(configs, launched, strict=True):
-        check(config, data, fabric.world_size)
+    try:
+        data = _prepare(configs, launched[0])
+    except (UsageError, ConversionError):
+        for folder in folders if launched[0].is_global_zero else ():
+            runs.discard(folder)
+        raise
     return [
         _run(config, folder, fabric, data) for config, folder, fabric in zip(configs, folders, launched, strict=True)
     ]
+
+
+def _prepare(configs: Sequence[TrainConfig], fabric: Fabric) -> datasets.Data:
+    """The data of the runs, once it is known that each of them can train on it."""
+    data = load(configs[0])
+    if fabric.is_global_zero:
+        for warning in data.source.get("warnings", []):
+            print(f"warning: {warning}", file=sys.stderr)
+    torch.set_num_threads(machine.choose_threads(configs[0].threads, data.train_x[0, 0].numel()))
+    for config in configs:
+        check(config, data, fabric.world_size)
+    return data
 
 
 def check(config: TrainConfig, data: datasets.Data, processes: int) -> None:
@@ -163,13 +174,25 @@ def _run(
         if first:
             _open(trainer, folder, fabric)
         if state is None:
-            trainer.save()  # also the proof, before any training, that the disk has room for one
+            _require_room(trainer)
+            trainer.save()
         with StopSignals() as signals, _display(trainer, shown=first) as display, _compiling(config):
             trainer.fit(display, signals)
             if first:
-                _finish(trainer, folder, signals)
+                finish(trainer, folder, signals)
         fabric.barrier()
         return runs.read(folder)
+
+
+def _require_room(trainer: Trainer) -> None:
+    """RunError, before any training, where the disk cannot hold two checkpoints with momentum and the model."""
+    needed = 5 * sum(p.numel() * p.element_size() for p in trainer.net.parameters())
+    free = shutil.disk_usage(trainer.folder).free
+    if free < needed:
+        raise RunError(
+            f"{trainer.folder} has {free / 1e6:.0f} MB left and the run needs about {needed / 1e6:.0f} MB; free some, "
+            "or take another --out"
+        )
 
 
 @contextmanager
@@ -212,66 +235,3 @@ def _open(trainer: Trainer, folder: Path, fabric: Fabric) -> None:
         },
     )  # fmt: skip
     runs.forget_after(folder, trainer.step_number, trainer.epoch)
-
-
-def _finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
-    from torchdfa.train import export, plots
-
-    config, data = trainer.config, trainer.data
-    export.save(
-        folder, trainer.net, model_name=config.model, model_args=model_args(config, data), classes=data.classes,
-        mean=data.mean, std=data.std, image_size=data.train_x.shape[-1], record={"rule": config.label},
-    )  # fmt: skip
-    if trainer.outputs is None:  # resumed after the last epoch
-        trainer.evaluate(signals)
-    assert trainer.outputs is not None
-    runs.write_json(folder / runs.RESULT, result(trainer, trainer.outputs))
-    plots.curves([runs.read(folder)], folder / "curves.png")
-    names = data.source.get("test_files")
-    plots.of_test_set(folder, data.test_x, data.test_y, trainer.outputs, data.classes, names)
-    runs.write_manifest(folder)
-
-
-def conclude(folders: Sequence[Path], out: str | Path | None) -> None:
-    """Print the table of the finished runs, what it means and where the files lie; draw several together."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return
-    from torchdfa.train.compare import compare
-
-    if len(folders) == 1:
-        compare(folders)
-        print(f"run folder: {folders[0]}")
-        return
-    config = TrainConfig.from_dict(runs.read(folders[0]).config["config"])
-    name = "compare" if out is not None else config.run_name.replace(f"-{config.label.replace(' ', '-')}-", "-")
-    compare(folders, folders[0].parent / f"{name}.png")
-    print(f"run folders: {', '.join(map(str, folders))}")
-
-
-def result(trainer: Trainer, outputs: Tensor) -> dict[str, Any]:
-    """The figures of the last epoch and what the run cost; top1, top5, balanced accuracy in percent."""
-    config, report = trainer.config, torchdfa.report(trainer.net)
-    tested = metrics(outputs, trainer.data.test_y, trainer.data.classes)
-    last = runs.read(trainer.folder).epochs[-1]
-    return {
-        "format": runs.FORMAT,
-        "label": config.label,
-        "rule": config.rule,
-        "data": trainer.data.name,
-        "model": config.model,
-        "seed": config.seed,
-        "epochs": last["epoch"],
-        "steps": last["step"],
-        "top1": last["test_top1"],
-        "top5": last["test_top5"],
-        "test_loss": last["test_loss"],
-        "train_top1": last["train_top1"],
-        "train_loss": last["train_loss"],
-        "seconds": last["seconds"],
-        "images_per_second": round(last["step"] * config.batch_size / last["seconds"], 2),
-        "parameters": sum(p.numel() for p in trainer.net.parameters()),
-        "feedback_bytes": report.feedback_bytes,
-        "feedback_bytes_actual": report.actual_bytes,
-        "confusion": tested["confusion"],
-        "balanced_accuracy": tested["balanced_accuracy"],
-    }

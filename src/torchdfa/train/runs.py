@@ -203,6 +203,12 @@ def create(folder: Path) -> None:
         raise UsageError(f"{folder} holds files that are not a run's ({min(found)}); take an empty or new --out")
 
 
+def discard(folder: Path) -> None:
+    """Take away the folder of a run that could not begin; one that holds anything stays."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def write_manifest(folder: Path) -> None:
     """sha256 of every file of a finished run."""
     write_json(folder / MANIFEST, {"format": FORMAT, "sha256": _hashes(folder)})
