@@ -76,7 +76,7 @@ def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str], here: Path)
     assert code == 2
     assert "photoz" in err
     assert err.count("\n") == 1
-    assert not [path for path in here.glob("runs/*")]  # no empty run folders for `compare runs/*` to stumble over
+    assert not list(here.glob("runs/*"))  # no empty run folders for `compare runs/*` to stumble over
 
 
 def test_compare_draws_without_being_asked(capsys: pytest.CaptureFixture[str], here: Path) -> None:
