@@ -13,7 +13,9 @@ from torchdfa.errors import UsageError
 from torchdfa.train import machine
 
 ZEN4 = "processor\t: 0\nmodel name\t: AMD EPYC 9354\nflags\t\t: fpu sse avx2 avx512f avx512_bf16\n"
-SAPPHIRE = "processor : 0\nmodel name : Intel Xeon\nflags : avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n\nprocessor : 1\n"
+SAPPHIRE = (
+    "processor : 0\nmodel name : Intel Xeon\nflags : avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n\nprocessor : 1\n"
+)
 HASWELL = "processor : 0\nmodel name : Intel Core i7-4770\nflags : avx avx2\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_a_second_folder_in_use_is_found_before_the_first_run_trains(tmp_path: P
 def test_a_model_that_does_not_fit_the_images_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="multiple of 32; got 8; take --image-size 32"):
         train(small(model="vgg16"), tmp_path / "run")
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_last_batch_of_one_image_is_refused_where_it_cannot_be_normalised(tmp_path: Path) -> None:
@@ -263,3 +264,16 @@ def test_torch_compile_trains(tmp_path: Path) -> None:
         train(small(epochs=1, compile=True), tmp_path / "compiled")
     train(small(epochs=1), tmp_path / "plain")
     assert weights(tmp_path / "compiled") == weights(tmp_path / "plain")
+
+
+def test_a_disk_without_room_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two checkpoints with momentum and the exported model take five times the weights."""
+    net = program.build(small(), program.load(small()))
+    size = 4 * sum(p.numel() for p in net.parameters())
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 5 * size - 1))
+    with pytest.raises(RunError, match=r"run has 1 MB left and the run needs about 1 MB; free some, or take another"):
+        train(small(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 5 * size))
+    train(small(epochs=1), tmp_path / "run")

@@ -166,6 +166,7 @@ def test_what_lies_in_a_folder_is_not_overwritten(tmp_path: Path, present: set[s
 
 def test_a_run_that_died_before_its_first_checkpoint_can_be_begun_again(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
     runs.create(tmp_path)
 
 

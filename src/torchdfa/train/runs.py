@@ -199,8 +199,9 @@ def create(folder: Path) -> None:
             f"{folder} holds a run that has begun; continue it with 'torchdfa train --resume {folder}', "
             "or take another --out"
         )
-    if found - {CONFIG}:
-        raise UsageError(f"{folder} holds files that are not a run's ({min(found)}); take an empty or new --out")
+    foreign = found - {CONFIG, METRICS}  # these two alone: a run that died before its first checkpoint
+    if foreign:
+        raise UsageError(f"{folder} holds files that are not a run's ({min(foreign)}); take an empty or new --out")
 
 
 def discard(folder: Path) -> None:
