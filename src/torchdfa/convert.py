@@ -15,7 +15,7 @@ from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
 from torchdfa.head import Plan, make_plan
 from torchdfa.initial import make_feedback, output_width
-from torchdfa.layers import Bus, Rerouted, plain_class, reroute_, unroute_
+from torchdfa.layers import Bus, Rerouted, can_reroute, plain_class, reroute_, unroute_
 from torchdfa.settings import Settings, checked_settings
 
 M = TypeVar("M", bound=nn.Module)
@@ -121,7 +121,8 @@ def _warn_of_single_outputs(model: nn.Module, plan: Plan) -> None:
 
 def _reroute(model: nn.Module, conversion: Conversion, feedback: dict[str, Feedback]) -> None:
     plan, chained = conversion.plan, conversion.settings.rule.route == "chain"
-    for name in dict.fromkeys([*plan.cuts, *(() if chained else plan.outputs)]):
+    others = () if chained else (*_starts(model, plan), *plan.outputs)
+    for name in dict.fromkeys([*plan.cuts, *others]):
         sends = {name: slice(None)} if chained else _sends(model, plan, name)
         reroute_(
             model.get_submodule(name),
@@ -132,6 +133,12 @@ def _reroute(model: nn.Module, conversion: Conversion, feedback: dict[str, Feedb
             later=() if chained else plan.later(name),
             sends=sends,
         )
+
+
+def _starts(model: nn.Module, plan: Plan) -> list[str]:
+    """First layers of heads whose input is not cut: they too drop what waits from a forward that broke off."""
+    firsts = [c[0] for c in plan.chains if c in plan.linear_chains and c.count(c[0]) == 1]
+    return [name for name in firsts if can_reroute(model.get_submodule(name))]
 
 
 def _sends(model: nn.Module, plan: Plan, output: str) -> dict[str, slice]:

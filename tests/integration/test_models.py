@@ -151,6 +151,10 @@ def test_one_branch_a_call(rule: str) -> None:
         rows = model.fc5.feedback.dense()[2 * branch : 2 * branch + 2].double()
         product = model.branches[branch].weight.detach() @ model.fc5.weight.detach()
         torch.testing.assert_close(rows, product if rule == "dfa" else torch.where(product >= 0, 1.0, -1.0).double())
+        logits = model(x, branch)
+        h4 = torch.tanh(model.fc4(torch.tanh(model.conv(x)).flatten(1)))
+        expected = (2 * logits @ rows * (1 - h4.square())).sum(0)  # the loss is the sum of squares
+        torch.testing.assert_close(found["fc4.bias"], expected.detach())
         alone.append(found)
     together = gradients.of(model, sum(out.square().sum() for out in model(x)))
     gradients.assert_close(together, gradients.added(gradients.added(alone[0], alone[1]), alone[2]))

@@ -184,3 +184,29 @@ def test_a_forward_that_raises_with_gradients_then_one_without(rule: str) -> Non
     with torchdfa.backprop(model):
         loss_of(model, 3).backward()
     gradients.assert_equal(gradients.of(model, loss_of(model, 0)), expected)
+
+
+class OptionalMiddle(nn.Module):
+    """A layer that some calls leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 7), nn.Linear(7, 7), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor, short: bool = False) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(h if short else torch.tanh(self.middle(h)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_layer_that_a_call_leaves_out_is_not_joined_from_a_broken_one(rule: str) -> None:
+    torch.manual_seed(0)
+    model = convert_(OptionalMiddle().double(), rule)
+    x = torch.randn(4, 6).double()
+    expected = gradients.of(model, model(x, short=True).square().sum())
+    assert expected["middle.weight"] is None
+    handle = model.middle.register_forward_hook(lambda *_: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        model(x)
+    handle.remove()
+    gradients.assert_equal(gradients.of(model, model(x, short=True).square().sum()), expected)
