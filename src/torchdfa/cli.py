@@ -129,6 +129,10 @@ def _resume(folder: str, given: dict[str, Any]) -> int:
 
 
 def _stopped(stop: Stopped, rest: list[str]) -> int:
+    from torchdfa.train import finish
+
+    if not finish.is_first_process():
+        return 128 + stop.signum
     then = f", then train the rest with --rule {','.join(rest)} and the other flags as before" if rest else ""
     return _say(f"{stop}{then}", 128 + stop.signum)
 

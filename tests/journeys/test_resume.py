@@ -131,16 +131,16 @@ def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_train_one_run(tmp_path: Path) -> None:
     """torchrun, gloo: one folder, written by one process; the network is that which one process trains.
 
     An MLP, since batch norm normalises each process's half of a batch by itself.
     """
     config = {"model": "mlp", "epochs": 2, "augment": False, "rule": "bdfa", "subset": 192}
-    arguments = ["train", *flags(**config, out=tmp_path / "two")]
-    done = torchrun(tmp_path, *arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 2/2") == 1
+    out, err = torchrun(tmp_path, "train", *flags(**config, out=tmp_path / "two")).communicate(timeout=250)
+    assert out.count("epoch 2/2") == 1, err
     program.train(small(**config), tmp_path / "one")
     two, one = runs.read(tmp_path / "two"), runs.read(tmp_path / "one")
     assert two.config["resolved"]["world_size"] == 2
@@ -148,15 +148,29 @@ def test_two_processes_train_one_run(tmp_path: Path) -> None:
     for a, b in zip(two.epochs, one.epochs, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
         assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-4)
-    refused = subprocess.run(
-        command("train", "--resume", str(tmp_path / "two")), capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert refused.returncode == 0, "a finished run needs no processes"
 
 
-def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_stop_at_the_same_step_and_go_on_bit_for_bit(tmp_path: Path) -> None:
+    """SIGTERM to torchrun, which hands it on; epochs shorter than the distance between two checks."""
+    config = {"epochs": 20, "rule": "bdfa", "subset": 192, "lr": 0.001}
+    stopped = torchrun(tmp_path, "train", *flags(**config, out=tmp_path / "parts"))
+    wait_for(tmp_path / "parts" / "metrics.jsonl", stopped)
+    stopped.terminate()
+    _, err = stopped.communicate(timeout=120)
+    assert "continue with 'torchdfa train --resume" in err
+    assert 0 < checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["epoch"] < 20
+    for name, arguments in (("parts", ["--resume", "parts"]), ("whole", flags(**config, out="whole"))):
+        _, err = torchrun(tmp_path, "train", *arguments).communicate(timeout=250)
+        assert runs.read(tmp_path / name).result is not None, err
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+
+
+def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*launcher, "-m", "torchdfa", *arguments], capture_output=True, text=True, check=False, cwd=folder, timeout=250,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    return subprocess.Popen(
+        [*launcher, "-m", "torchdfa", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip

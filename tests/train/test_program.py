@@ -277,3 +277,11 @@ def test_a_disk_without_room_is_refused_before_training(tmp_path: Path, monkeypa
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 5 * size))
     train(small(epochs=1), tmp_path / "run")
+
+
+def test_tensorboard_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", False)
+    with pytest.raises(UsageError, match=r"pip install 'torchdfa\[tensorboard\]'"):
+        train(small(tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -99,7 +99,6 @@ class Trainer:
                 self.step(x, y)
                 self.done += 1
                 self.after_step(x, y, display, signals)
-            self.check_loss()
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One update of the weights; nothing is read off the device."""
@@ -118,7 +117,7 @@ class Trainer:
 
     def after_step(self, x: Tensor, y: Tensor, display: Display, signals: StopSignals) -> None:
         """What happens between two steps."""
-        check = self.done % STEPS_BETWEEN_CHECKS == 0
+        check = self.done % STEPS_BETWEEN_CHECKS == 0 or self.done == len(self.batches)
         if check:
             self.check_loss()
         if display.due():
