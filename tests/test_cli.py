@@ -121,8 +121,8 @@ def test_a_signal_stops_saves_and_says_how_to_go_on(
         code, _, err = run(capsys, "train", *flags(rule="bp,dfa,bdfa", epochs=2, out="runs"))
     assert code == 128 + signum
     assert err == (
-        "torchdfa: stopped at step 9 of 14; continue with 'torchdfa train --resume runs/digits-cnn-CDFA-product-s0', "
-        "then train the rest with --rule bdfa and the other flags as before\n"
+        "torchdfa: stopped at step 9 of 14; continue with 'torchdfa train --resume runs/digits-cnn-CDFA-product-s0'; "
+        "the rest can be trained with --rule bdfa and the other flags as before\n"
     )
     assert signal.getsignal(signum) is not None
     code, out, _ = run(capsys, "train", "--resume", "runs/digits-cnn-CDFA-product-s0", "--rule", "dfa")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from torchdfa.errors import ConversionError, RunError, UsageError
 from torchdfa.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from torchdfa.train.stop import Stopped
+from torchdfa.train.stop import Stopped
 
 app = typer.Typer(
     name="torchdfa",
@@ -24,7 +22,10 @@ _DEFAULT = TrainConfig()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command: 0, or 2 for wrong usage, 1 for a failure, 128 + signal where a signal stopped it."""
+    """Run a command: 0, or 2 for wrong usage, 1 for a failure, 128 + signal where a signal stopped it.
+
+    Where torchrun started several processes, each says what went wrong in it.
+    """
     try:
         code = typer.main.get_command(app).main(
             args=sys.argv[1:] if arguments is None else arguments, prog_name="torchdfa", standalone_mode=False
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(error, 2)
     except RunError as error:
         return _say(error, 1)
+    except Stopped as stop:
+        return _say(stop, 128 + stop.signum)
     except (KeyboardInterrupt, typer.Abort):
         return _say("stopped before training began, or for the second time", 130)
     except Exception as error:
@@ -101,40 +104,23 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 
 def _train(flags: dict[str, Any]) -> int:
     from torchdfa.train import finish, program
-    from torchdfa.train.stop import Stopped
 
-    out, rules = flags.pop("out"), [name.strip() for name in flags["rule"].split(",")]
-    configs = [TrainConfig(**flags | {"rule": rule}) for rule in rules]
+    out, rules = flags.pop("out"), flags["rule"].split(",")
+    configs = [TrainConfig(**flags | {"rule": rule.strip()}) for rule in rules]
     folders = program.folders(configs, out)
-    try:
-        program.train_all(configs, folders)
-    except Stopped as stop:
-        return _stopped(stop, rules[folders.index(stop.folder) + 1 :])
+    program.train_all(configs, folders)
     finish.conclude(folders, out)
     return 0
 
 
 def _resume(folder: str, given: dict[str, Any]) -> int:
     from torchdfa.train import finish, program
-    from torchdfa.train.stop import Stopped
 
     if "out" in given:
         raise UsageError("--out conflicts with --resume, which continues in the run's own folder; leave it out")
-    try:
-        program.resume(folder, given)
-    except Stopped as stop:
-        return _stopped(stop, [])
+    program.resume(folder, given)
     finish.conclude([Path(folder)], None)
     return 0
-
-
-def _stopped(stop: Stopped, rest: list[str]) -> int:
-    from torchdfa.train import finish
-
-    if not finish.is_first_process():
-        return 128 + stop.signum
-    then = f", then train the rest with --rule {','.join(rest)} and the other flags as before" if rest else ""
-    return _say(f"{stop}{then}", 128 + stop.signum)
 
 
 def _number(text: str | None) -> Any:

@@ -285,3 +285,23 @@ def test_tensorboard_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UsageError, match=r"pip install 'torchdfa\[tensorboard\]'"):
         train(small(tensorboard=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rule_that_diverges_leaves_the_others_finished_and_names_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = program.Trainer.fit
+
+    def diverging(self: program.Trainer, *arguments: Any) -> None:
+        if self.config.rule == "dfa":
+            raise RunError("training diverged")
+        fit(self, *arguments)
+
+    monkeypatch.setattr(program.Trainer, "fit", diverging)
+    configs = [small(rule=rule, epochs=1) for rule in ("bp", "dfa", "fa", "bdfa")]
+    folders = program.folders(configs, tmp_path)
+    sentence = "^training diverged; the rest can be trained with --rule fa,bdfa and the other flags as before$"
+    with pytest.raises(RunError, match=sentence):
+        program.train_all(configs, folders)
+    assert runs.verify(folders[0]) == 9
+    assert not list(folders[2].iterdir())

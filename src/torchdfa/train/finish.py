@@ -36,15 +36,10 @@ def finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
     runs.write_manifest(folder)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one of those that torchrun started which prints."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def conclude(folders: Sequence[Path], out: str | Path | None) -> None:
     """Print the table of the finished runs, what it means and where the files lie; draw several together."""
-    if not is_first_process():
-        return
+    if int(os.environ.get("RANK", "0")) != 0:
+        return  # the first process alone prints
     from torchdfa.train.compare import compare
 
     if len(folders) == 1:

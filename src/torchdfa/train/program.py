@@ -23,7 +23,7 @@ from torchdfa.train.config import TrainConfig, reconcile
 from torchdfa.train.finish import finish
 from torchdfa.train.loop import Trainer, build
 from torchdfa.train.progress import Display
-from torchdfa.train.stop import StopSignals
+from torchdfa.train.stop import Stopped, StopSignals
 
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 # Fixed: runs of several seeds share their subset and their held-out images.
@@ -61,9 +61,16 @@ def train_all(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> list[r
         for folder in folders if launched[0].is_global_zero else ():
             runs.discard(folder)
         raise
-    return [
-        _run(config, folder, fabric, data) for config, folder, fabric in zip(configs, folders, launched, strict=True)
-    ]
+    found = []
+    for i, (config, folder, fabric) in enumerate(zip(configs, folders, launched, strict=True)):
+        try:
+            found.append(_run(config, folder, fabric, data))
+        except (RunError, Stopped) as error:
+            rest = ",".join(config.rule for config in configs[i + 1 :])
+            if rest:
+                error.args = (f"{error}; the rest can be trained with --rule {rest} and the other flags as before",)
+            raise
+    return found
 
 
 def _prepare(configs: Sequence[TrainConfig], fabric: Fabric) -> datasets.Data:
