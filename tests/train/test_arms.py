@@ -146,6 +146,6 @@ def test_any_value_gives_arms_or_a_usage_error(tmp_path, file, key, value):
             assert 0 <= arm.mean("top1") <= 100
             arm.mean("top5"), arm.mean("seconds"), arm.curve("test_loss")
     except UsageError as error:
-        assert "run" in str(error)  # noqa: PT017
+        assert "run" in str(error)
     finally:
         (folder / file).write_bytes(kept)
