@@ -16,7 +16,8 @@ ALL = slice(None)
 def test_dense_projects_the_error_with_its_matrix() -> None:
     matrix = torch.randn(3, 8, dtype=torch.float64)
     error = torch.randn(5, 3, dtype=torch.float64)
-    found = DenseFeedback(matrix).project(error, ALL, torch.Size((5, 2, 2, 2)))
+    store = DenseFeedback(matrix)
+    found = store.project(error, store.tensors(), ALL, torch.Size((5, 2, 2, 2)))
     assert torch.equal(found, (error @ matrix).view(5, 2, 2, 2))
 
 
@@ -28,10 +29,12 @@ def test_signs_project_alike_with_and_without_the_unpacked_copy(limit: int, monk
     assert (store.signs is None) == (limit == 0)
     error = torch.randn(2, 4, 3, dtype=torch.float64)
     expected = (error * 0.25) @ matrix.sign().double()
-    torch.testing.assert_close(store.project(error, ALL, torch.Size((2, 4, 9))), expected, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        store.project(error, store.tensors(), ALL, torch.Size((2, 4, 9))), expected, rtol=1e-14, atol=1e-14
+    )
     rows = slice(1, 3)
     expected = (error[..., 1:] * 0.25) @ matrix.sign().double()[1:]
-    found = store.project(error[..., 1:], rows, torch.Size((2, 4, 9)))
+    found = store.project(error[..., 1:], store.tensors(), rows, torch.Size((2, 4, 9)))
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
 
 
@@ -69,7 +72,8 @@ def test_conv_feedback_with_the_forward_kernel_is_the_input_gradient(conv: nn.Co
     out = conv(x)
     error = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, x, error)
-    found = ConvFeedback(conv.weight.detach().clone(), conv).project(error, ALL, x.shape)
+    store = ConvFeedback(conv.weight.detach().clone(), conv)
+    found = store.project(error, store.tensors(), ALL, x.shape)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
 
 

@@ -29,8 +29,15 @@ class Feedback(nn.Module):
     store: str
     shape: tuple[int, ...]
 
-    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
-        """Send ``error`` (..., k), the elements ``rows`` of the whole error, to a tensor of ``shape``."""
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The buffers that ``project`` reads."""
+        raise NotImplementedError
+
+    def project(self, error: Tensor, tensors: tuple[Tensor, ...], rows: slice, shape: tuple[int, ...]) -> Tensor:
+        """Send ``error`` (..., k), the elements ``rows`` of the whole error, to a tensor of ``shape``.
+
+        ``tensors`` are those of ``self.tensors()``. The first size of ``shape`` may be -1: as many as ``error`` has.
+        """
         raise NotImplementedError
 
     def dense(self) -> Tensor:
@@ -62,8 +69,11 @@ class DenseFeedback(Feedback):
         self.shape = tuple(matrix.shape)
         self.register_buffer("matrix", matrix)
 
-    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
-        matrix = self.matrix[rows].to(error.dtype)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.matrix,)
+
+    def project(self, error: Tensor, tensors: tuple[Tensor, ...], rows: slice, shape: tuple[int, ...]) -> Tensor:
+        matrix = tensors[0][rows].to(error.dtype)
         return (error.reshape(-1, error.shape[-1]) @ matrix).reshape(shape)
 
     def dense(self) -> Tensor:
@@ -98,11 +108,15 @@ class SignFeedback(Feedback):
         if self.signs is not None:  # the bits are the state; their copy follows them
             self.signs.copy_(self._unpack(self.signs.dtype))
 
-    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
-        scaled = error.reshape(-1, error.shape[-1]) * self.scale.to(error.dtype)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.bits if self.signs is None else self.signs, self.scale)
+
+    def project(self, error: Tensor, tensors: tuple[Tensor, ...], rows: slice, shape: tuple[int, ...]) -> Tensor:
+        signs, scale = tensors
+        scaled = error.reshape(-1, error.shape[-1]) * scale.to(error.dtype)
         if self.signs is None:
-            return sign_mm(scaled, self.bits[rows], self.shape[1]).reshape(shape)
-        return (scaled @ self.signs[rows].to(error.dtype)).reshape(shape)
+            return sign_mm(scaled, signs[rows], self.shape[1]).reshape(shape)
+        return (scaled @ signs[rows].to(error.dtype)).reshape(shape)
 
     def dense(self) -> Tensor:
         return self._unpack(torch.float32) * self.scale.float()
@@ -125,9 +139,13 @@ class ConvFeedback(Feedback):
         dims = len(layer.kernel_size)
         self.geometry = (layer.stride, layer.padding, layer.dilation, False, [0] * dims, layer.groups)
 
-    def project(self, error: Tensor, rows: slice, shape: torch.Size) -> Tensor:
-        shape_only = error.new_empty(1).expand(shape)  # the backward reads the input's shape, not its values
-        kernel = self.matrix.to(error.dtype)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.matrix,)
+
+    def project(self, error: Tensor, tensors: tuple[Tensor, ...], rows: slice, shape: tuple[int, ...]) -> Tensor:
+        size = (error.shape[0], *shape[1:])
+        shape_only = error.new_empty(1).expand(size)  # the backward reads the input's shape, not its values
+        kernel = tensors[0].to(error.dtype)
         grads = torch.ops.aten.convolution_backward(
             error, shape_only, kernel, None, *self.geometry, [True, False, False]
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
-from torchdfa.rules import SendError
+from torchdfa.rules import Route, SendError
 
 
 class Tap(NamedTuple):
@@ -72,7 +72,9 @@ class Rerouted(nn.Module):
         bus = self.bus
         if bus.backprop or not torch.is_grad_enabled():
             return output
-        taps, routes = [], []
+        taps: list[Tensor] = []
+        routes: list[Route] = []
+        held: list[Tensor] = []
         for site, rows in self.sends.items():
             tap = bus.taps.pop(site, None)
             if tap is None:
@@ -80,9 +82,11 @@ class Rerouted(nn.Module):
             if tap.unread > 1:
                 bus.taps[site] = tap._replace(unread=tap.unread - 1)
             self._check_shapes(site, tap, output)
+            tensors = tap.feedback.tensors()
             taps.append(tap.tensor)
-            routes.append((tap.feedback, rows))
-        return SendError.apply(output, tuple(routes), *taps) if taps else output
+            routes.append(Route(tap.feedback, rows, slice(len(held), len(held) + len(tensors))))
+            held += tensors
+        return SendError.apply(output, tuple(routes), *taps, *held) if taps else output
 
     def _check_shapes(self, site: str, tap: Tap, output: Tensor) -> None:
         if site == self.site:

@@ -14,7 +14,7 @@ The f' of every equation, and each local gradient, is left to autograd.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,20 +47,26 @@ RULES = {
 }
 
 
-Routes = tuple[tuple[Feedback, slice], ...]
+class Route(NamedTuple):
+    """Where an output sends its error: the feedback, its rows for this output, the place of its tensors."""
+
+    feedback: Feedback
+    rows: slice
+    held: slice
 
 
 class SendError(torch.autograd.Function):
-    """Identity on ``output``; backward passes its error on and sends ``e @ D`` to each of ``taps`` as well.
+    """Identity on ``output``; backward passes its error on and sends ``e @ D`` to each tap as well.
 
-    ``output`` (..., k) and the taps need no path between them in the graph: this is where taps that were cut
-    off join again. ``routes`` holds for each tap its feedback and the rows of D that belong to this output.
+    ``output`` (..., k) and the taps need no path between them in the graph: this is where taps that were cut off
+    join again. ``tensors`` are a tap for each of ``routes``, then the feedback's own tensors. Those are inputs, not
+    looked up in backward, for torch.compile: torch 2.10 confuses what a backward looks up with sizes that vary.
     """
 
     generate_vmap_rule = True  # per-sample gradients with torch.func
 
     @staticmethod
-    def forward(output: Tensor, routes: Routes, *taps: Tensor) -> Tensor:
+    def forward(output: Tensor, routes: tuple[Route, ...], *tensors: Tensor) -> Tensor:
         # A copy rather than the input itself: an in-place activation may follow, the output of a Linear with
         # 3-D input is a view, and vmap cannot follow inputs marked dirty.
         return output.clone()
@@ -68,14 +74,13 @@ class SendError(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.routes = inputs[1]
-        ctx.taps = [(tap.shape, tap.dtype) for tap in inputs[2:]]
+        taps, ctx.held = inputs[2 : 2 + len(ctx.routes)], inputs[2 + len(ctx.routes) :]
+        ctx.taps = [((-1, *tap.shape[1:]) if tap.dim() > 1 else tap.shape, tap.dtype) for tap in taps]
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
         sent = [
-            feedback.project(error, rows, shape).to(dtype) if needed else None
-            for (feedback, rows), (shape, dtype), needed in zip(
-                ctx.routes, ctx.taps, ctx.needs_input_grad[2:], strict=True
-            )
+            route.feedback.project(error, ctx.held[route.held], route.rows, shape).to(dtype)
+            for route, (shape, dtype) in zip(ctx.routes, ctx.taps, strict=True)
         ]
-        return error, None, *sent
+        return error, None, *sent, *[None for _ in ctx.held]

@@ -70,12 +70,6 @@ def test_equals_eager(rule: str, arguments: dict[str, Any]) -> None:
     assert_same(model, compiled(model))
 
 
-@pytest.mark.parametrize("rule", ["fa", "dfa"])
-def test_with_feedback_to_convolutions(rule: str) -> None:
-    model = convert_(conv_net(), rule, layers="all", example_input=cases.batch()[0])
-    assert_same(model, compiled(model))
-
-
 def test_packed_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchdfa.feedback.UNPACKED_LIMIT_BYTES", 0)
     model = convert_(cases.make("mlp"), "bdfa", init="product")
@@ -108,12 +102,20 @@ def test_two_outputs_and_a_loss_on_one() -> None:
         gradients.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
-def test_dynamic_batch_is_compiled_once_and_follows_changes() -> None:
-    """Feedback and rule are no constants of the graph: changed after compiling, they count."""
-    model = convert_(cases.make("mlp"), "dfa", init="product")
-    forward = compiled(model, dynamic=True)
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("rule", ["fa", "dfa", "bdfa"])
+def test_any_batch_size(rule: str, dynamic: bool | None) -> None:
+    """Asked for, or found by torch when a second size comes: the last, smaller batch of an epoch."""
+    model = convert_(conv_net(), rule, layers="all", example_input=cases.batch()[0])
+    forward = compiled(model, dynamic=dynamic)
     for size in (6, 3, 11):
         assert_same(model, forward, size)
+
+
+def test_feedback_changed_after_compiling_is_used() -> None:
+    """Feedback is no constant of the graph."""
+    model = convert_(cases.make("mlp"), "dfa", init="product")
+    forward = compiled(model)
     old = gradients.of(model, loss_of(forward))
     with torch.no_grad():
         for p in model.parameters():
