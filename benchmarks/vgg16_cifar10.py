@@ -28,6 +28,7 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 # The sweep is a fifth of the final training's length on the same number of images; its test images are
 # 2,000 that the training never sees, none of them from the test set.
 COMMON = ("--data", "cifar10", "--model", "vgg16", "--subset", "10000", "--threads", "1", "--seed", "0")
+SHOWN_STEPS = (100, 300, 500, 700, 1000)
 RECORDS = Path("docs/results/vgg16-cifar10")
 SWEEP = ("--validate", "0.04", "--epochs", "2")
 FINAL = ("--epochs", "10", "--log-alignment", "100")
@@ -66,11 +67,11 @@ def sweep_line(folder: Path, arm: str, rate: float) -> dict[str, object]:
 
 def record(out: Path) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
-    lines = [sweep_line(out / "sweep" / f"{arm}-lr{rate}", arm, rate) for arm in ARMS for rate in RATES]
-    (RECORDS / "sweep.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    swept = [sweep_line(out / "sweep" / f"{arm}-lr{rate}", arm, rate) for arm in ARMS for rate in RATES]
+    (RECORDS / "sweep.jsonl").write_text("".join(json.dumps(line) + "\n" for line in swept))
     table = ["arm," + ",".join(f"lr {rate}" for rate in RATES)]
     for arm in ARMS:
-        cells = ["diverged" if x["diverged"] else f"{x['top1']:.2f}" for x in lines if x["arm"] == arm]
+        cells = ["diverged" if x["diverged"] else f"{x['top1']:.2f}" for x in swept if x["arm"] == arm]
         table.append(",".join([arm, *cells]))
     (RECORDS / "sweep.csv").write_text("\n".join(table) + "\n")
     for arm in ARMS:
@@ -80,7 +81,19 @@ def record(out: Path) -> None:
     runs = [str(RECORDS / arm) for arm in ARMS]
     picture = str(RECORDS / "compare.png")
     subprocess.run([sys.executable, "-m", "torchdfa", "compare", *runs, "--out", picture], check=True)
+    steps = ",".join(f"step {step}" for step in SHOWN_STEPS)
+    lines = [f"arm,{steps}", *(boundary(arm) for arm in ARMS if arm != "bp")]
+    (RECORDS / "boundary.csv").write_text("\n".join(lines) + "\n")
     summarise(RECORDS / "compare.csv", RECORDS / "table.csv")
+
+
+def boundary(arm: str) -> str:
+    """Size and angle of the error at the convolutions' output, relative to back-propagation's, at some steps."""
+    cells = [arm]
+    for line in map(json.loads, (RECORDS / arm / "metrics.jsonl").read_text().splitlines()):
+        if line.get("kind") == "alignment" and line["step"] in SHOWN_STEPS:
+            cells += [f"{a['norm_ratio']:.2f} at {a['degrees']:.0f}°" for a in line["boundary"].values()]
+    return ",".join(cells)
 
 
 def summarise(source: Path, target: Path) -> None:
