@@ -27,7 +27,7 @@ from torchdfa.train.stop import Stopped, StopSignals
 STEPS_BETWEEN_CHECKS = 20
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
 # A run has exploded when its mean loss between two checks is above this multiple of ln(classes), what guessing costs.
-# VGG-16, first 20 steps, CBDFA product: 1.1 times at the default rate, 1.6 at 0.01; with raw +-1 feedback 7e5.
+# VGG-16 in its first 20 steps of CBDFA product: 1.1 times at the default rate, 1.6 at 0.01; with raw +-1 feedback, 7e5.
 EXPLODED = 10.0
 
 
