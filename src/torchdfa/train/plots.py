@@ -145,14 +145,14 @@ def _markers(shown: Sequence[Arm]) -> list[str]:
 
 def _line(axes: Axes, arm: Arm, key: str, marker: str, style: str) -> None:
     points, colour = arm.curve(key), _colour(arm)
-    epochs, middle = range(1, len(points) + 1), [m for m, _ in points]
+    epochs, middle = [epoch for epoch, _, _ in points], [m for _, m, _ in points]
     marked = style == "-" or len(points) == 1  # few marks, or many lines run into one another
     axes.plot(
         epochs, middle, style, color=colour, linewidth=1.6, alpha=0.9 if style == "-" else 0.6,
         marker=marker if marked else None, markersize=4, markevery=max(1, len(points) // 6),
     )  # fmt: skip
     if len(arm.runs) > 1:
-        low, high = [m - s for m, s in points], [m + s for m, s in points]
+        low, high = [m - s for _, m, s in points], [m + s for _, m, s in points]
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
