@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from torchdfa.errors import ConversionError, RunError, UsageError
+from torchdfa.paper import commands as paper
 from torchdfa.train.config import TrainConfig
 from torchdfa.train.stop import Stopped
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train image classifiers with direct feedback alignment.",
 )
+app.add_typer(paper.app, name="paper")
 _DEFAULT = TrainConfig()
 
 
