@@ -14,7 +14,8 @@ from jinja2 import Environment
 
 from torchdfa.paper import figures
 from torchdfa.paper.collection import Collection
-from torchdfa.paper.results import Result, learned
+from torchdfa.paper.recipes import learned
+from torchdfa.paper.results import Result
 from torchdfa.paper.tables import TABLES
 from torchdfa.train import runs
 
