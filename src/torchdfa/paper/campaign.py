@@ -39,6 +39,7 @@ def run(plan: Campaign, *, workers: int, hours: float | None, scheduler: str | N
     Raises UsageError before anything is trained where an argument, the data or the results folder are wrong, and
     RunError where `hours` were too few for one epoch of any run.
     """
+    runner.check(workers, hours)
     todo = _todo(plan)
     if not todo:
         print(f"nothing to do: every run of {', '.join(plan.patterns)} is finished in {plan.folder / plan.protocol}")

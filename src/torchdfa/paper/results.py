@@ -11,6 +11,7 @@ from typing import Any
 from torchdfa.errors import UsageError
 from torchdfa.paper.recipes import Recipe, learned
 from torchdfa.train import runs
+from torchdfa.train.arms import arms
 from torchdfa.train.config import TrainConfig
 
 FORMAT = 1
@@ -83,6 +84,7 @@ def read(path: Path) -> Result:
     if missing or not (value.get("diverged") or isinstance(value.get("result"), dict)):
         raise UsageError(f"{path} is damaged: it lacks {repr(missing[0]) if missing else 'a result'}")
     run = runs.Run(path, value["run"], value["epochs"], value.get("result"), value["alignment"])
+    arms([run])  # reads every figure, so that damage is found here and not in a table
     return Result(path, value["recipe"], value["protocol"], value["seed"], run, value.get("diverged"))
 
 
