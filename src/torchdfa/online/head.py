@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from torchdfa.errors import UsageError
 from torchdfa.online import inputs, parameters
 from torchdfa.online.memory import Memory, memory_of
 from torchdfa.online.network import Network, softmax
@@ -115,8 +114,6 @@ class OnlineHead(ClassifierMixin, BaseEstimator):
         rows, labels = inputs.checked(fresh, X, y, first=True)
         fresh._begin(rows.shape[1], np.unique(labels) if self.classes is None else parameters.labels(self.classes))
         batch = inputs.batch(rows, labels, sample_weight, fresh._places)
-        if not len(batch.x):
-            raise UsageError("sample_weight is zero for every row, so there is nothing to learn from")
         random = np.random.default_rng(self.seed)
         for _ in range(self.epochs):
             fresh._learn_all(batch.in_order(random.permutation(len(batch.x))))
@@ -131,8 +128,9 @@ class OnlineHead(ClassifierMixin, BaseEstimator):
             classes: every label that can occur; for the first call, unless the head was made with ``classes``.
             sample_weight: (rows,), factors of each row's loss; rows of weight 0 leave no trace.
 
-        Raises ValueError for an input that is not finite, of another width, of unknown label or empty, with nothing
-        changed. Warns (ConvergenceWarning) of an update that was not made because it was not finite or exploded.
+        Raises ValueError for an input that is not finite, of another width, of unknown label, empty or of weight 0
+        throughout, with nothing changed. Warns (ConvergenceWarning) of an update that was not made, because it was not
+        finite or exploded.
         """
         if hasattr(self, "network_"):
             parameters.require_unchanged(self, classes)

@@ -39,18 +39,24 @@ def checked(head: OnlineHead, x: Any, y: Any, *, first: bool) -> tuple[Rows, NDA
     Raises ValueError for what is empty, not finite, of another width or no labels.
     """
     quick = None if first else _quick(head, x)
-    if quick is not None and isinstance(y, (np.ndarray, list)) and len(y) == len(quick):
-        return quick, np.asarray(y)
-    found, labels = validate_data(head, as_numpy(x), as_numpy(y), dtype=head.dtype, reset=first)
+    if quick is not None and type(y) is np.ndarray and y.shape == quick.shape[:1]:
+        return quick, y
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, and is refused
+        found, labels = validate_data(head, as_numpy(x), as_numpy(y), dtype=head.dtype, reset=first)
     check_classification_targets(labels)
     return found, labels
 
 
 def batch(x: Rows, y: NDArray[Any], sample_weight: Any, places: dict[Any, int]) -> Batch:
-    """Checked rows with the places of their labels; rows of weight 0 are left out. UsageError for unknown labels."""
+    """Checked rows with the places of their labels, without rows of weight 0.
+
+    UsageError for unknown labels, or where no row is left.
+    """
     labels = _places(y, places)
     if sample_weight is None:
         return Batch(x, labels, np.ones(len(x)))
+    if not np.any(sample_weight):
+        raise UsageError("sample_weight is zero for every row, so there is nothing to learn from")
     weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
     found = Batch(x, labels, weights)
     return found if weights.all() else found.in_order(np.flatnonzero(weights))
@@ -80,8 +86,6 @@ def _quick(head: OnlineHead, x: Any) -> Rows | None:
 
 
 def _places(y: NDArray[Any], places: dict[Any, int]) -> list[int]:
-    if y.ndim != 1:
-        raise UsageError(f"y must hold one label a row, shape (rows,), but has shape {y.shape}")
     values = y.tolist()
     try:
         return [places[value] for value in values]

@@ -139,8 +139,9 @@ def _learn(
     began = clock()
     try:
         if not known:
-            first = [label] if classes is None else classes
-            learner.partial_fit(x, [label], classes=first)
+            made_with = getattr(learner, "classes", None)
+            first = [label] if classes is None and made_with is None else classes
+            learner.partial_fit(x, np.array([label]), classes=first)
             known.update(learner.classes_.tolist())
         else:
             if label not in known and hasattr(learner, "add_class"):

@@ -26,9 +26,8 @@ class StreamStopped(Stopped):
     """A stream stopped at a signal; what was learned is saved."""
 
     def __init__(self, signum: int, folder: Path, samples: int) -> None:
-        Exception.__init__(
-            self, f"stopped after {samples} samples; go on with --load {folder / HEAD} and another --out"
-        )
+        more = f"; go on with --load {folder / HEAD} and another --out" if samples else ""
+        Exception.__init__(self, f"stopped after {samples} samples of the stream{more}")
         self.signum, self.folder = signum, folder
 
 
@@ -124,24 +123,36 @@ def _run(
 ) -> list[dict[str, Any]]:
     config.head(config.rules[0], config.seed)  # a head that cannot be read is found before the folder is made
     runs.create(folder)
-    rows: list[dict[str, Any]] = []
     with runs.hold(folder), StopSignals() as signals:
         settings = {"source": source, **asdict(config)}
         runs.write_json(folder / SETTINGS, {"format": 1, "settings": settings, "machine": machine.describe()})
-        for key, stream, classes in found:
-            samples = list(stream) if len(config.rules) > 1 else stream
-            for rule in config.rules:
-                head = config.head(rule, config.seed)
-                rows.append({"rule": head.rule, **key} | _figures(config, head, samples, classes, data, signals))
-                _print(rows[-1])
-                if signals.signum:
-                    break
+        rows: list[dict[str, Any]] = []
+        for key, rule, stream, classes in _turns(config, found):
+            head = config.head(rule, config.seed)
+            figures = _figures(config, head, stream, classes, data, signals)
+            if figures is None:
+                break
+            rows.append({"rule": head.rule, **key} | figures)
+            _print(rows[-1])
             if signals.signum:
                 break
-        _conclude(folder, head, rows)
+        if rows:
+            _conclude(folder, head, rows)
+        else:
+            (folder / SETTINGS).unlink()  # so that the folder can be used again
     if signals.signum:
-        raise StreamStopped(signals.signum, folder, rows[-1]["samples"])
+        raise StreamStopped(signals.signum, folder, rows[-1]["samples"] if rows else 0)
+    if not rows:
+        raise UsageError(f"{source} holds no sample that could be learned")
     return rows
+
+
+def _turns(config: OnlineConfig, found: Iterable[Stream]) -> Iterator[tuple[dict[str, Any], str, Any, Any]]:
+    """Each stream for each rule."""
+    for key, stream, classes in found:
+        samples = list(stream) if len(config.rules) > 1 else stream
+        for rule in config.rules:
+            yield key, rule, samples, classes
 
 
 def _figures(
@@ -151,8 +162,8 @@ def _figures(
     classes: Any,
     data: dict[str, NDArray[Any]],
     signals: StopSignals,
-) -> dict[str, Any]:
-    """One stream through one head."""
+) -> dict[str, Any] | None:
+    """One stream through one head; None where no sample could be learned."""
 
     def each(record: Record, full: bool) -> bool:
         if full and not data:
@@ -162,7 +173,7 @@ def _figures(
     window = config.window or (max(1, len(data["y"]) // 20) if data else 100)
     record = evaluate(head, samples, classes=classes, window=window, delay=config.delay, each=each)
     if not record.updates:
-        raise UsageError(f"no sample could be learned; {record.last_refusal or 'the stream is empty'}")
+        return None
     figures = {"window": window, "delay": config.delay, **record.figures(), "undone": head.undone_}
     if "X_test" in data:
         figures["test"] = round(100 * head.score(data["X_test"], data["y_test"]), 3)

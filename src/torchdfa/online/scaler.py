@@ -12,7 +12,7 @@ Rows = NDArray[np.floating[Any]]
 
 # Values further from the mean than this many standard deviations are drawn in to there, so that one broken reading
 # neither sets the scale of a feature for ever nor drives an update.
-FURTHEST = 30.0
+FURTHEST = 10.0
 # A standard deviation below this part of the mean is rounding: the feature is constant.
 ROUNDING = 1e-12
 # The scale is taken anew whenever the stream has grown by this part: a third of the time of doing it at each row.
@@ -61,9 +61,9 @@ class Scaler(NamedTuple):
         """x - mean, drawn in to FURTHEST standard deviations."""
         deviations: Vector = x - self.mean
         scaled = deviations * self.inverse
-        if not np.vdot(scaled, scaled) <= FURTHEST**2:  # as good as never for a single row
-            far = np.abs(scaled) > FURTHEST
-            np.divide(np.sign(scaled) * FURTHEST, self.inverse, out=deviations, where=far)
+        squares = scaled * scaled
+        if not np.vdot(squares, squares) <= FURTHEST**4:  # a sum that tells of most single rows that none is further
+            np.divide(np.sign(scaled) * FURTHEST, self.inverse, out=deviations, where=squares > FURTHEST**2)
         return deviations
 
 

@@ -58,7 +58,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     UsageError where the file is missing, damaged, holds code or lacks an array.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: file[name] for name in ("X", "y", "X_test", "y_test") if name in file}
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -67,7 +67,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     for x, y in (("X", "y"), ("X_test", "y_test")):
         if x in found or y in found or x == "X":
             _check_pair(path, found.get(x), found.get(y), x, y)
-    return found | {name: found[name].astype(np.float32) for name in ("X", "X_test") if name in found}
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, and is refused as a sample
+        return found | {name: found[name].astype(np.float32) for name in ("X", "X_test") if name in found}
 
 
 def _check_pair(path: Path, x: NDArray[Any] | None, y: NDArray[Any] | None, x_name: str, y_name: str) -> None:
@@ -91,7 +92,8 @@ def read_lines(lines: Iterable[str]) -> Iterator[Sample]:
     for number in range(2**62):
         try:
             label, *values = next(rows)
-            x = np.array([[float(value) for value in values]], dtype=np.float32)
+            with np.errstate(over="ignore"):
+                x = np.array([[float(value) for value in values]]).astype(np.float32)
         except StopIteration:
             return
         except (ValueError, csv.Error, OverflowError):
