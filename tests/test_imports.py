@@ -35,7 +35,7 @@ CORE = (
     "__init__",
 )
 # The programs may import the core; the core never knows them.
-VISITORS = ("train", "runner", "paper", "cli", "__main__")
+VISITORS = ("train", "track", "runner", "paper", "cli", "__main__")
 
 SMOKE = """
 import sys
