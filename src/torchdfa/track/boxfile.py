@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,30 @@ def read_boxes(path: Path, *, finite: bool = True) -> Boxes:
     Results may hold NaN or infinity (``finite=False``): what they count for is the protocol's matter.
     UsageError names the file and the line that does not hold 4 or 8 numbers, or where the file holds none.
     """
-    rows = [_numbers(path, number, line) for number, line in enumerate(_lines(path), 1) if line.strip()]
+    rows = read_rows(path, {4: "x,y,w,h", 8: "a polygon"})
+    if finite:
+        require_finite(path, rows)
+    if rows.shape[1] == 8:
+        warnings.warn(f"{path} holds polygons; the upright boxes around them are used.", stacklevel=2)
+        return enclosing(rows)
+    return rows
+
+
+def read_rows(path: Path, columns: Mapping[int, str]) -> Boxes:
+    """The numbers (n, k) of a file whose lines all hold k of them, k one of ``columns``, which says what they are."""
+    rows = [_numbers(path, number, line, columns) for number, line in enumerate(_lines(path), 1) if line.strip()]
     if not rows:
         raise UsageError(f"{path} is empty: it should hold a line x,y,w,h for each frame")
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise UsageError(f"{path}, line {number}: {len(row)} numbers, but line 1 has {len(rows[0])}")
-        if finite and not np.isfinite(row).all():
-            raise UsageError(f"{path}, line {number}: NaN or infinity where a number of pixels should stand")
-    if len(rows[0]) == 8:
-        warnings.warn(f"{path} holds polygons; the upright boxes around them are used.", stacklevel=2)
-        return enclosing(rows)
     return np.array(rows, dtype=np.float64)
+
+
+def require_finite(path: Path, rows: Boxes) -> None:
+    for number, row in enumerate(rows, 1):
+        if not np.isfinite(row).all():
+            raise UsageError(f"{path}, line {number}: NaN or infinity where a number of pixels should stand")
 
 
 def _lines(path: Path) -> list[str]:
@@ -44,16 +57,16 @@ def _lines(path: Path) -> list[str]:
         raise UsageError(f"{path} is no text file; it should hold a line x,y,w,h for each frame") from None
 
 
-def _numbers(path: Path, number: int, line: str) -> list[float]:
+def _numbers(path: Path, number: int, line: str, columns: Mapping[int, str]) -> list[float]:
     parts = [part for part in _BETWEEN.split(line.strip()) if part]
     try:
         values = [float(part) for part in parts]
     except ValueError:
         raise UsageError(f"{path}, line {number}: {line.strip()[:60]!r} is not a line of numbers x,y,w,h") from None
-    if len(values) not in (4, 8):
+    if len(values) not in columns:
+        allowed = " or ".join(f"{count} ({what})" for count, what in columns.items())
         raise UsageError(
-            f"{path}, line {number}: {len(values)} numbers, should be 4 (x,y,w,h) or 8 (a polygon); "
-            f"found {line.strip()[:60]!r}"
+            f"{path}, line {number}: {len(values)} numbers, should be {allowed}; found {line.strip()[:60]!r}"
         )
     return values
 

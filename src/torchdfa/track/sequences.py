@@ -144,7 +144,7 @@ def _omits(target: table.Target) -> bool:
 
 def read_target(folder: Path, target: table.Target, *, truncate: bool = False, omit: bool = True) -> Sequence:
     """One target of OTB from its folder, cut to the frames that count."""
-    images = _images(folder)
+    images = frame_files(folder)
     boxes = read_boxes(_ground_truth(folder, target))
     omitted = (target.first or 1) - 1 if _omits(target) and omit else 0
     first = None if _omits(target) and not omit else target.first
@@ -177,7 +177,7 @@ def read_folder(folder: str | Path, *, truncate: bool = False) -> Sequence:
     name = table.known(folder.name)
     if name is not None and (folder / table.targets()[name].ground_truth).is_file() and (folder / "img").is_dir():
         return read_target(folder, table.targets()[name], truncate=truncate)
-    images = tuple(_images(folder))
+    images = tuple(frame_files(folder))
     boxes = read_boxes(_ground_truth(folder, None))
     return _paired(folder, Sequence(folder.name, images, boxes), truncate)
 
@@ -194,7 +194,8 @@ def _paired(folder: Path, sequence: Sequence, truncate: bool) -> Sequence:
     return sequence.head(min(images, boxes))
 
 
-def _images(folder: Path) -> list[Path]:
+def frame_files(folder: Path) -> list[Path]:
+    """The images of a folder of frames in the order of their names; UsageError where there are none."""
     for inside in ("img", "color", "."):
         place = folder / inside
         if place.is_dir():
