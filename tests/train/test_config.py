@@ -48,8 +48,8 @@ def test_settings_survive_json() -> None:
 
 
 def test_settings_of_a_newer_version_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="'dropout', which this version"):
-        TrainConfig.from_dict(TrainConfig().to_dict() | {"dropout": 0.1})
+    with pytest.raises(UsageError, match="'label_smoothing', which this version"):
+        TrainConfig.from_dict(TrainConfig().to_dict() | {"label_smoothing": 0.1})
 
 
 _JSON = st.recursive(
