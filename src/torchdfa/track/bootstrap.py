@@ -10,6 +10,9 @@ import numpy as np
 from torchdfa.errors import UsageError
 
 
+FEWEST = 6  # below, resampling knows too little of what other sequences would give
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Mean of a - b over ``n`` sequences with its 95 % interval; on how many a won, and lost."""
@@ -23,6 +26,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
+        if self.n < FEWEST:
+            return "too few sequences to tell"
         if self.low <= 0 <= self.high:
             return "no difference"
         return "better" if self.difference > 0 else "worse"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Scores:
     speeds: dict[str, float] = field(default_factory=dict, repr=False)  # mean of 1/seconds of each sequence
     seconds: float = 0.0  # over all frames that have times
     timed_frames: int = 0
+    attributes: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)  # of each sequence
 
     @property
     def success(self) -> NDArray[np.float64]:
@@ -78,13 +79,8 @@ class Scores:
 
     def with_attribute(self, attribute: str) -> Scores | None:
         """The same over the sequences that have an attribute; None where none has."""
-        chosen = {n: c for n, c in self.sequences.items() if attribute in table.targets()[n].attributes}
+        chosen = {n: c for n, c in self.sequences.items() if attribute in self.attributes.get(n, ())}
         return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen)) if chosen else None
-
-    def over(self, names: Iterable[str]) -> Scores:
-        """The same over some of its sequences."""
-        chosen = {name: self.sequences[name] for name in names}
-        return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen))
 
     def to_dict(self) -> dict[str, Any]:
         """The layout of got10k's performance.json, with the protocol and what else is known."""
@@ -159,6 +155,7 @@ def evaluate(
         {name: float((1 / t).mean()) for name, t in times.items()},
         float(sum(t.sum() for t in times.values())),
         sum(len(t) for t in times.values()),
+        {s.name: s.attributes for s in chosen},
     )
 
 
