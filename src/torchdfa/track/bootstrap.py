@@ -9,7 +9,6 @@ import numpy as np
 
 from torchdfa.errors import UsageError
 
-
 FEWEST = 6  # below, resampling knows too little of what other sequences would give
 
 

@@ -24,11 +24,11 @@ class Learner:
     def __init__(self, config: TrackerConfig, network: MDNet, device: torch.device) -> None:
         self.config, self.device = config, device
         shared = dict(network.shared.named_parameters())
-        hidden, features = shared["0.weight"].shape
-        self.head = mdnet.head(features, hidden)
+        hidden, features = shared["fc4.weight"].shape
+        with torch.random.fork_rng(devices=[]):  # torch's own initialisation, replaced below, draws numbers
+            self.head = mdnet.head(features, hidden)
         fresh_last_layer_(self.layer("fc6"), torch.Generator().manual_seed(stream_key(config.seed, "fc6")))
-        state = {f"{name}.{part}": shared[f"{k}.{part}"] for name, k in (("fc4", 0), ("fc5", 3)) for part in _PARTS}
-        self.head.load_state_dict(state, strict=False)
+        self.head.load_state_dict(shared, strict=False)
         self.head.to(device)
         self.converted = False
         self.restored = 0
@@ -153,9 +153,6 @@ class Learner:
             state = self._optimizer.state_dict()
             state["state"] = {k: {"momentum_buffer": v} for k, v in buffers.items()}
             self._optimizer.load_state_dict(state)
-
-
-_PARTS = ("weight", "bias")
 
 
 def cycled(n: int, wanted: int, generator: torch.Generator) -> Tensor:

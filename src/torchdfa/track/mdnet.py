@@ -56,7 +56,7 @@ class MDNet(nn.Module):
                  hidden: int = HIDDEN) -> None:  # fmt: skip
         super().__init__()
         self.features = features if features is not None else VGGM()
-        self.shared = nn.Sequential(*list(head(width, hidden).children())[:-1])
+        self.shared = nn.Sequential(OrderedDict(list(head(width, hidden).named_children())[:-1]))
         self.branches = nn.ModuleList(nn.Linear(hidden, 2) for _ in range(branches))
 
     def forward(self, crops: Tensor, branch: int) -> Tensor:

@@ -51,6 +51,7 @@ def _values(tracker: Tracker) -> dict[str, Any]:
         "origin": tracker.weights.origin if tracker.weights else "", "size": list(tracker.size),
         "trans": tracker.trans, "frame": tracker.frame, "score": tracker.score, "lost": tracker.lost,
         "seconds": tracker.seconds, "counts": dict(tracker.counts), "crop": tracker._crop,
+        "regresses": tracker.regresses,
         "converted": tracker.learner.converted, "restored": tracker.learner.restored, "steps": tracker.learner.steps,
     }  # fmt: skip
 
@@ -92,7 +93,7 @@ def _restored(
     tracker.generator = torch.Generator()
     tracker.generator.set_state(tensors["generator"])
     tracker.target, tracker.box = tensors["target"], tensors["box"].numpy()
-    for name in ("trans", "frame", "score", "lost", "seconds"):
+    for name in ("trans", "frame", "score", "lost", "seconds", "regresses"):
         setattr(tracker, name, values[name])
     tracker.size = (values["size"][0], values["size"][1])
     tracker.counts.update(values["counts"])

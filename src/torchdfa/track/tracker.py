@@ -29,6 +29,8 @@ from torchdfa.track.samples import SMALLEST, Spread, draw, draw_overlapping, hal
 from torchdfa.train import machine
 
 LEAST_SIDE = 4.0  # pixels
+LEAST_BOXES = 10  # to learn the box regression from
+PARTS = ("features", "update", "regressor", "rest")  # of the time
 
 
 class Tracker:
@@ -71,8 +73,11 @@ class Tracker:
         self._features = self.network.features.to(self.device).eval()
         self._features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._crop = crop
-        self.frame = 0
         self.size: tuple[int, int] = (0, 0)
+        self.frame, self.score, self.lost, self.trans = 0, 0.0, False, self.config.trans
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.counts: Counter[str] = Counter()
+        self.regresses = self.config.regress
 
     # ------------------------------------------------------------------ the two calls
 
@@ -82,9 +87,8 @@ class Tracker:
         Raises UsageError for a box that cannot be tracked, RunError where no samples can be drawn around it.
         """
         c = self.config
-        self.seconds: dict[str, float] = {"features": 0.0, "update": 0.0, "regressor": 0.0, "rest": 0.0}
-        self.counts: Counter[str] = Counter()
         began = time.perf_counter()
+        self.seconds, self.counts = dict.fromkeys(PARTS, 0.0), Counter()
         self.generator = torch.Generator().manual_seed(stream_key(c.seed, "track"))
         self._open(image, first=True)
         self.target = checked_box(box, self.size)
@@ -92,6 +96,7 @@ class Tracker:
         self.learner = Learner(c, self.network, self.device)
         self.regressor = BoxRegressor(c.whiten)
         self.trans, self.frame, self.score, self.lost = c.trans, 1, 0.0, False
+        self.regresses = c.regress
         if c.regress:
             self._fit_regressor()
         self._learn_first_frame()
@@ -153,7 +158,10 @@ class Tracker:
         boxes = draw_overlapping(
             spread, self.target, c.regress_samples, self.size, self.generator, low=0.6, areas=c.regress_areas
         )
-        boxes = require(boxes, min(c.regress_samples, 10), "box regression", self.target)
+        self.regresses = len(boxes) >= LEAST_BOXES
+        if not self.regresses:
+            warnings.warn("too few boxes of other places and sizes fit the image; boxes are not refined.", stacklevel=4)
+            return
         found = self._compute(boxes)
         with self._timed("regressor"):
             self.regressor.fit(found, boxes, self.target)
@@ -187,7 +195,7 @@ class Tracker:
             self.target = self.target.round()
         self.trans = c.trans if not self.lost else min(c.trans_most, self.trans * c.trans_growth)
         reported = self.target
-        if c.regress and not self.lost:
+        if self.regresses and not self.lost:
             with self._timed("regressor"):
                 reported = self.regressor.predict(found, best, self.size).mean(dim=0)
         self.box = reported.numpy().copy()

@@ -43,16 +43,21 @@ class Weights:
 
     def network(self) -> MDNet:
         """An MDNet with one branch that holds them; its fc6 is fresh for every video anyway."""
-        network = MDNet(1, VGGM(self.norm))
+        network = _blank(self.norm)
         network.load_state_dict(self.tensors, strict=False)
         return network
 
 
 def random(seed: int, norm: Norm = PYMDNET_2019) -> Weights:
     """Untrained weights: what pretraining starts from, and a tracker that works poorly."""
-    network = MDNet(1, VGGM(norm))
+    network = _blank(norm)
     initialise_(network, torch.Generator().manual_seed(seed))
     return of_network(network, f"untrained, seed {seed}")
+
+
+def _blank(norm: Norm) -> MDNet:
+    with torch.random.fork_rng(devices=[]):  # torch's own initialisation, which is replaced, draws numbers
+        return MDNet(1, VGGM(norm))
 
 
 def of_network(network: MDNet, origin: str, record: Mapping[str, Any] | None = None) -> Weights:
