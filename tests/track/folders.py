@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from PIL import Image
@@ -19,3 +20,8 @@ def make(root: Path, name: str, first: int, last: int, boxes: int | dict[str, in
     for file, count in files.items():
         (folder / file).write_text("".join(f"{k + 1},2,3,4\n" for k in range(count)))
     return folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column."""
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ Preset = Annotated[str, Flag(help="pymdnet or paper")]
 Feedback = Annotated[str, Flag(help="product (Eqs. 7, 9) or random")]
 FeedbackScale = Annotated[str, Flag(help="unit, match, he or a number")]
 Moment = Annotated[str, Flag(help="when feedback is taken: start or after_first_frame")]
+Option = Annotated[list[str] | None, Flag("--option", help="name=value of any other setting, such as candidates=128")]
 Device = Annotated[str, Flag(help="auto, cpu or cuda")]
 Precision = Annotated[str, Flag(help="auto, fp32 or bf16")]
 Out = Annotated[Path, Flag(help="folder of what is written")]
@@ -57,6 +59,7 @@ def track(
     share_features: Annotated[
         bool, Flag("--share-features", help="one feature map a frame: faster, other boxes")
     ] = False,
+    option: Option = None,
     device: Device = "auto",
     precision: Precision = "auto",
     threads: Annotated[int | None, Flag(help="CPU threads")] = None,
@@ -74,6 +77,7 @@ def track(
     options: dict[str, Any] = {
         "feedback": feedback, "feedback_scale": _number(feedback_scale), "moment": moment, "seed": seed,
         "share_features": share_features, "device": device, "precision": precision, "threads": threads,
+        **_options(option),
     }  # fmt: skip
     first = live.parse_box(box) if box is not None else None
     if first is not None and select:
@@ -158,6 +162,7 @@ def otb_run(
     feedback: Feedback = "product",
     feedback_scale: FeedbackScale = "unit",
     moment: Moment = "start",
+    option: Option = None,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Annotated[int, Flag(help="processes side by side")] = 1,
@@ -173,7 +178,7 @@ def otb_run(
 
         torch.set_num_threads(threads)
     options = {"feedback": feedback, "feedback_scale": _number(feedback_scale), "moment": moment, "device": device,
-               "precision": precision}  # fmt: skip
+               "precision": precision, **_options(option)}  # fmt: skip
     experiment = Experiment(
         data, out, weights, set_, None if sequences is None else tuple(_list(sequences)), tuple(_list(rule)),
         _numbers("--batch", batch), _numbers("--seeds", seeds), preset, tuple(options.items()), frames, missing,
@@ -304,6 +309,20 @@ def _number(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
+
+
+def _options(given: list[str] | None) -> dict[str, Any]:
+    """Settings from "name=value"; numbers, true, false and null as JSON writes them."""
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise UsageError(f"--option must be name=value; got {text!r}")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found
 
 
 def _note(sentence: str) -> None:

@@ -172,9 +172,12 @@ class Pretraining:
         for key in ("settings", "clips"):
             if state[key] != mine[key]:
                 raise UsageError(f"the checkpoint has other {key} ({state[key]}); take another --out")
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        try:
+            self.network.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = int(state["step"])
+        except Exception as error:  # any part may have been changed to anything
+            raise UsageError(f"the checkpoint does not fit its run and is not used ({error})") from None
 
 
 def _network(config: PretrainConfig, branches: int, features: VGGM | None, sizes: dict[str, int]) -> MDNet:
