@@ -96,20 +96,20 @@ def run(
     """Run what is not done yet; yields an outcome for each tracker and sequence."""
     data = OTB(experiment.data, experiment.version, sequences=experiment.sequences, missing=experiment.missing)
     origin = _weights_record(experiment.weights)
-    tasks = []
-    for name, config in experiment.configs().items():
-        folder = experiment.folder / name
+    configs = {experiment.folder / name: config for name, config in experiment.configs().items()}
+    tasks = [_task(folder, config, sequence, experiment) for folder, config in configs.items() for sequence in data]
+    outcomes = runner.run(tasks, workers=workers, threads=threads, scheduler=scheduler, hours=hours)
+    for folder, config in configs.items():  # only now: its arguments are right, and nothing has begun
         _describe(folder, experiment, config, origin)
-        tasks += [_task(folder, name, config, sequence, experiment) for sequence in data]
-    return runner.run(tasks, workers=workers, threads=threads, scheduler=scheduler, hours=hours)
+    return outcomes
 
 
-def _task(folder: Path, name: str, config: TrackerConfig, sequence: Sequence, experiment: Experiment) -> runner.Task:
+def _task(folder: Path, config: TrackerConfig, sequence: Sequence, experiment: Experiment) -> runner.Task:
     cut = sequence.head(experiment.frames)
     images, box = tuple(map(str, cut.images)), cut.boxes[0].tolist()
     weights = None if experiment.weights is None else str(experiment.weights)
     arguments = (str(folder), sequence.name, images, box, weights, config.to_dict())
-    return runner.Task(f"{name}/{sequence.name}", track_sequence, arguments)
+    return runner.Task(f"{folder.name}/{sequence.name}", track_sequence, arguments)
 
 
 def _weights_record(path: Path | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Sources: ``paper`` is Nam & Han's MATLAB code, ``pymdnet`` their PyTorch code as
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torchdfa.counter import DISTRIBUTIONS
@@ -93,13 +93,6 @@ class TrackerConfig:
     def batch(self) -> int:
         return self.positives + self.negatives
 
-    def with_batch(self, batch: Any) -> TrackerConfig:
-        """Batches of so many examples: a quarter positive, and mining that stays as hard (8 candidates an example)."""
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 2:
-            raise UsageError(f"batch must be a whole number of at least 2; got {batch!r}")
-        positives = max(1, batch // 4)
-        return replace(self, positives=positives, negatives=batch - positives, mined=8 * batch)
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -126,13 +119,23 @@ def preset(name: str = "pymdnet", *, batch: int | None = None, **options: Any) -
     for option in options:
         if option not in known:
             raise UsageError(f"a tracker has no option {option!r}")
-    config = TrackerConfig(**{"preset": name, **PRESETS[name], **options})
-    if batch is None:
-        return config
-    given = options.get("positives", 0) + options.get("negatives", 0)
-    if given and given != batch:
-        raise UsageError(f"positives and negatives add up to {given}, not to the batch of {batch}; leave one out")
-    return config if given else config.with_batch(batch)
+    settings: dict[str, Any] = {"preset": name, **PRESETS[name]}
+    if batch is not None and not {"positives", "negatives"} & set(options):
+        settings |= batch_settings(batch)
+    config = TrackerConfig(**settings | options)
+    if batch is not None and config.batch != batch:
+        raise UsageError(
+            f"positives and negatives add up to {config.batch}, not to the batch of {batch}; leave one out"
+        )
+    return config
+
+
+def batch_settings(batch: Any) -> dict[str, int]:
+    """A quarter of the examples positive, and mining that stays as hard: 8 candidates an example."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 2:
+        raise UsageError(f"batch must be a whole number of at least 2; got {batch!r}")
+    positives = max(1, batch // 4)
+    return {"positives": positives, "negatives": batch - positives, "mined": 8 * batch}
 
 
 def _check_choices(config: TrackerConfig) -> None:
