@@ -1,8 +1,8 @@
 """Local response normalization, exact and fast.
 
 torch's own form pads and average-pools in three dimensions, which takes most of the time of MDNet's features. Here the
-window sum is a few shifted additions, or, in bf16, one 1x1 convolution with a banded matrix: processors that are fast in
-bf16 multiply matrices faster than they add.
+window sum is a few shifted additions, or, in bf16, one 1x1 convolution with a banded matrix: processors that are fast
+in bf16 multiply matrices faster than they add.
 """
 
 from __future__ import annotations
