@@ -64,7 +64,8 @@ def run(
     here. `watch` is called twice a second while others work. Raises UsageError for wrong arguments and where the
     scheduler cannot be reached.
     """
-    _check(tasks, workers, hours)
+    check(workers, hours)
+    _require_names(tasks)
     deadline = None if hours is None else time.time() + 3600 * hours
     if not tasks:
         return iter(())
@@ -81,11 +82,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(tasks: Sequence[Task], workers: int, hours: float | None) -> None:
+def check(workers: int, hours: float | None) -> None:
+    """UsageError where a number makes no sense; for programs that read data before they run anything."""
     if workers < 1:
         raise UsageError(f"--workers must be at least 1; got {workers}")
     if hours is not None and not 0 < hours < float("inf"):
         raise UsageError(f"--hours must be a positive number; got {hours}")
+
+
+def _require_names(tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:

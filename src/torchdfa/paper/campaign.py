@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torchdfa import runner
 from torchdfa.errors import RunError, UsageError
 from torchdfa.paper import results, work
-from torchdfa.paper.recipes import PROTOCOLS, Recipe, recipes, select
+from torchdfa.paper.recipes import PROTOCOLS, Recipe, learned, owners, recipes, select
 from torchdfa.runner import Outcome
 from torchdfa.train import program, runs
 from torchdfa.train.config import TrainConfig
@@ -39,6 +39,7 @@ def run(plan: Campaign, *, workers: int, hours: float | None, scheduler: str | N
     Raises UsageError before anything is trained where an argument, the data or the results folder are wrong, and
     RunError where `hours` were too few for one epoch of any run.
     """
+    runner.check(workers, hours)
     todo = _todo(plan)
     if not todo:
         print(f"nothing to do: every run of {', '.join(plan.patterns)} is finished in {plan.folder / plan.protocol}")
@@ -74,7 +75,7 @@ def _todo(plan: Campaign) -> list[tuple[Recipe, int]]:
     if plan.seeds < 1:
         raise UsageError(f"--seeds must be at least 1; got {plan.seeds}")
     available = recipes(PROTOCOLS[plan.protocol])
-    chosen = select(available, plan.patterns)
+    chosen = owners(available, select(available, plan.patterns))
     try:
         (plan.folder / plan.protocol).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +155,7 @@ def add(folder: Path, protocol: str, target: Path) -> str:
     if run.result is None:
         raise UsageError(f"{folder} has not finished; continue it with 'torchdfa train --resume {folder}'")
     for recipe in recipes(PROTOCOLS[protocol]).values():
-        if results.learned(recipe.config(config.seed)) == results.learned(config):
+        if learned(recipe.config(config.seed)) == learned(config):
             path = target / protocol / results.file_name(recipe.source, config.seed)
             if path.exists():
                 raise UsageError(f"{path} exists already; move it away to take this run in its place")

@@ -31,14 +31,11 @@ def list_recipes(
     from torchdfa.paper.recipes import select
 
     found = collection.collect(protocol, results)
-    wanted = {recipe.name for recipe in select(found.recipes, [pattern])}
     rows = []
-    for recipe in found.recipes.values():
-        if recipe.source in wanted:
-            counts = [len(s.results) if s else 0 for s in (found.shipped(recipe), found.own(recipe))]
-            published = f"{recipe.published[0]:.2f}" if recipe.published else "–"
-            same = f"= {recipe.same_as}" if recipe.same_as else ""
-            rows.append((recipe.name, recipe.title, published, *(str(n or "–") for n in counts), same))
+    for recipe in select(found.recipes, [pattern]):
+        counts = [len(s.results) if s else 0 for s in (found.shipped(recipe), found.own(recipe))]
+        published = f"{recipe.published[0]:.2f}" if recipe.published else "–"
+        rows.append((recipe.name, recipe.title, published, *(str(n or "–") for n in counts), recipe.same_as or ""))
     header = ("recipe", "arm", "paper: top-1 %", "runs that come with it", "your runs", "same as")
     _show(tables.Table("list", f"{protocol}: {found.protocol.text}", header, tuple(rows)), found.notes)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torchdfa.paper.collection import Collection
-from torchdfa.paper.recipes import Recipe
+from torchdfa.paper.recipes import NAMES, Recipe
 from torchdfa.paper.summary import Summary
 from torchdfa.train import plots
 from torchdfa.train.arms import Arm
@@ -16,7 +16,6 @@ TITLES = {
     "4": "random feedback, small learning rate (cf. Figure 4)",
     "5": "large learning rate (cf. Figure 5)",
 }
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
 def draw(number: str, found: Collection, path: Path) -> tuple[str, ...]:
@@ -35,6 +34,8 @@ def draw(number: str, found: Collection, path: Path) -> tuple[str, ...]:
                 plots.line(axes, arm, "test_top1", marker, "-")
             plots.dress(axes, "top-1 accuracy (%)")
             axes.set(title=NAMES[data], ylim=(0, 100))
+            if not shown[data]:
+                axes.text(0.5, 0.5, "not run yet", ha="center", transform=axes.transAxes)
         figure.suptitle(f"{TITLES[number]}: {found.protocol.text}", fontsize=9)
         plots.legend(figure, longest)
     return found.missing(wanted)

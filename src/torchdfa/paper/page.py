@@ -14,7 +14,8 @@ from jinja2 import Environment
 
 from torchdfa.paper import figures
 from torchdfa.paper.collection import Collection
-from torchdfa.paper.results import Result, learned
+from torchdfa.paper.recipes import learned
+from torchdfa.paper.results import Result
 from torchdfa.paper.tables import TABLES
 from torchdfa.train import runs
 
@@ -58,8 +59,8 @@ def _row(result: Result) -> dict[str, Any]:
     settings = {key: value for key, value in learned(config).items() if key not in _LEFT_OUT}
     return {
         "recipe": result.recipe, "seed": result.seed, "data": config.data, "rule": config.rule, "lr": config.base_lr,
-        "epochs": config.epochs, "precision": result.precision, "torch": machine["torch"],
-        "torchdfa": machine["torchdfa"], "machine": machine["gpu"] or machine["cpu"],
+        "epochs": config.epochs, "precision": result.precision, "torch": machine.get("torch"),
+        "torchdfa": machine.get("torchdfa"), "machine": machine.get("gpu") or machine.get("cpu"),
         "minutes": _minutes(result.run.epochs), "outcome": _outcome(result),
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None),
     }  # fmt: skip

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torchdfa.errors import UsageError
 from torchdfa.paper.published import TABLE_1, TABLE_2
+from torchdfa.train.arms import ASIDE
 from torchdfa.train.config import TrainConfig
 
 # Rates of the start; a cosine takes them to 0. The paper names neither, only "small" and "large". 0.003 was best of
@@ -21,6 +22,9 @@ SMALL_RATE, LARGE_RATE = 0.003, 0.01
 MATCH_RATIO, UNIT_RATIO = 2.5, 16.0
 HELD_OUT = 0.04  # of the training images, for every choice of a setting
 BATCH = 100
+# Precision changes rounding, not what is learned: runs of one recipe on several machines count together.
+_FREE = (*ASIDE, "precision")
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "bp": ("BP", {"rule": "bp"}),
@@ -104,14 +108,26 @@ def recipes(protocol: Protocol) -> dict[str, Recipe]:
     found: dict[str, Recipe] = {}
     first: dict[str, str] = {}
     for name, title, settings, published in _entries(protocol):
-        key = repr(sorted(settings.items()))
+        key = repr(learned(TrainConfig(**settings)))
         found[name] = Recipe(name, title, settings, published, first.get(key))
         first.setdefault(key, name)
     return found
 
 
+def learned(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide what is learned; those without effect on the rule are left out."""
+    aside = {*_FREE, *(("init", "distribution", "scale", "boundary") if config.rule in ("bp", "frozen") else ())}
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in aside}
+    return values | {"lr": config.base_lr}
+
+
+def owners(available: dict[str, Recipe], chosen: Iterable[Recipe]) -> list[Recipe]:
+    """The recipes whose results the chosen ones show, each once."""
+    return [available[source] for source in dict.fromkeys(recipe.source for recipe in chosen)]
+
+
 def select(available: dict[str, Recipe], patterns: Iterable[str]) -> list[Recipe]:
-    """The recipes that own results and that a pattern names: a name, its beginning up to a slash, or with * and ?."""
+    """The recipes that a pattern names: a name, its beginning up to a slash, or with * and ?; UsageError for none."""
     chosen: dict[str, Recipe] = {}
     for pattern in patterns:
         names = [name for name in available if _matches(name, pattern)]
@@ -119,7 +135,7 @@ def select(available: dict[str, Recipe], patterns: Iterable[str]) -> list[Recipe
             near = difflib.get_close_matches(pattern, [*available, *{n.rpartition("/")[0] for n in available}], 3)
             hint = f"did you mean {' or '.join(near)}?" if near else "'torchdfa paper list' names them all"
             raise UsageError(f"no recipe matches {pattern!r}; {hint}")
-        chosen.update({available[name].source: available[available[name].source] for name in names})
+        chosen.update({name: available[name] for name in names})
     return list(chosen.values())
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from torchdfa.errors import UsageError
-from torchdfa.paper.recipes import Recipe
+from torchdfa.paper.recipes import Recipe, learned
 from torchdfa.train import runs
-from torchdfa.train.arms import ASIDE
+from torchdfa.train.arms import arms
 from torchdfa.train.config import TrainConfig
 
 FORMAT = 1
 _CONFIG_PARTS = ("format", "config", "label", "resolved", "machine", "data")
-# Precision changes rounding, not what is learned: runs of one recipe on several machines count together.
-_FREE = (*ASIDE, "precision")
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,9 @@ def read(path: Path) -> Result:
             raise UsageError(f"{path} is damaged: its {key!r} must be of type {kind.__name__}")
     missing = [name for name in _CONFIG_PARTS if name not in value["run"]]
     if missing or not (value.get("diverged") or isinstance(value.get("result"), dict)):
-        raise UsageError(f"{path} is damaged: it lacks {missing[0] if missing else 'a result'!r}")
+        raise UsageError(f"{path} is damaged: it lacks {repr(missing[0]) if missing else 'a result'}")
     run = runs.Run(path, value["run"], value["epochs"], value.get("result"), value["alignment"])
+    arms([run])  # reads every figure, so that damage is found here and not in a table
     return Result(path, value["recipe"], value["protocol"], value["seed"], run, value.get("diverged"))
 
 
@@ -128,10 +127,3 @@ def require_unchanged(config: TrainConfig, recipe: Recipe, path: Path) -> None:
             f"{path} was made by another {recipe.name} ({'; '.join(changed)}); results of two recipes are not mixed: "
             "move it away, or name another folder with --results"
         )
-
-
-def learned(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what is learned; those without effect on the rule are left out."""
-    aside = {*_FREE, *(("init", "distribution", "scale", "boundary") if config.rule in ("bp", "frozen") else ())}
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in aside}
-    return values | {"lr": config.base_lr}

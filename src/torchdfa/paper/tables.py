@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torchdfa.paper.collection import Collection
-from torchdfa.paper.recipes import MAIN, SMALL_SIZES, SWEEP_DECAYS, SWEEP_RATES, Recipe
+from torchdfa.paper.recipes import MAIN, NAMES, SMALL_SIZES, SWEEP_DECAYS, SWEEP_RATES, Recipe
 from torchdfa.paper.summary import Figure, Summary, cell
 
 
@@ -36,14 +36,14 @@ def table_2(found: Collection) -> Table:
 
 def _beside_the_paper(found: Collection, name: str, title: str, recipes: Sequence[Recipe]) -> Table:
     own = ("yours: top-1 %", "yours: top-5 %") if found.has_own else ()
-    header = ("recipe", "arm", "paper: top-1 %", "top-5 %", "ours: top-1 %", "ours: top-5 %", *own)
+    header = ("data", "arm", "paper: top-1 %", "ours: top-1 %", "paper: top-5 %", "ours: top-5 %", *own, "recipe")
     rows = []
     for recipe in recipes:
-        published = [f"{value:.2f}" for value in recipe.published or ()]
+        top1, top5 = (f"{value:.2f}" for value in recipe.published or ())
         ours, yours = found.shipped(recipe), found.own(recipe)
-        cells = [_top(ours, "top1"), _top(ours, "top5")]
+        cells = [top1, _top(ours, "top1"), top5, _top(ours, "top5")]
         cells += [_top(yours, "top1"), _top(yours, "top5")] if own else []
-        rows.append((recipe.name, recipe.title, *published, *cells))
+        rows.append((NAMES[recipe.settings["data"]], recipe.title, *cells, recipe.name))
     return Table(name, title, header, tuple(rows), found.missing(recipes))
 
 
@@ -52,9 +52,9 @@ def controls(found: Collection) -> Table:
     names = [f"table1/cifar10/{arm}" for arm in MAIN]
     recipes = [found.recipes[n] for n in names] + [r for r in found.recipes.values() if r.name.startswith("control/")]
     level = equal_level(found, recipes)
-    reach = "–" if level is None else f"top-1 % once training reached {level:g} %"
-    header = ("recipe", "arm", "top-1 %", "training top-1 %", reach, "error: × BP's", "error: angle to BP's")
-    rows = [(r.name, r.title, *_control_cells(found.all(r), level)) for r in recipes]
+    reach = "at equal training" if level is None else f"top-1 % once training reached {level:g} %"
+    header = ("arm", "top-1 %", "training top-1 %", reach, "error: × BP's", "error: angle to BP's", "recipe")
+    rows = [(r.title, *_control_cells(found.all(r), level), r.name) for r in recipes]
     note = (
         "The error is that at the convolutions' output, against back-propagation's at the same weights, median along "
         "the runs. Training accuracy is that of the epoch as it went."
@@ -110,15 +110,9 @@ def sweep(found: Collection) -> Table:
 
 def near_duplicates(found: Collection) -> Table:
     """Accuracy on the test images that have no near copy among the training images."""
-    header = (
-        "recipe",
-        "arm",
-        "all test images: top-1 %",
-        "without near-duplicates: top-1 %",
-        "duplicates alone: top-1 %",
-    )
+    header = ("data", "arm", "all: top-1 %", "without near-duplicates: top-1 %", "near-duplicates: top-1 %", "recipe")
     recipes = [found.recipes[f"table1/{data}/{arm}"] for data in ("cifar10", "cifar100") for arm in MAIN]
-    rows = [(r.name, r.title, *found.without_duplicates(r)) for r in recipes]
+    rows = [(NAMES[r.settings["data"]], r.title, *found.without_duplicates(r), r.name) for r in recipes]
     return Table(
         "duplicates", "Near-duplicates left out", header, tuple(rows), found.missing(recipes), found.duplicate_note
     )
