@@ -35,7 +35,7 @@ CORE = (
     "__init__",
 )
 # The programs may import the core; the core never knows them.
-VISITORS = ("train", "runner", "paper", "online", "cli", "__main__")
+VISITORS = ("train", "runner", "paper", "online", "track", "cli", "__main__")
 
 SMOKE = """
 import sys

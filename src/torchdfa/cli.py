@@ -10,6 +10,7 @@ import typer
 
 from torchdfa.errors import ConversionError, RunError, UsageError
 from torchdfa.paper import commands as paper
+from torchdfa.track import commands as tracking
 from torchdfa.train.config import TrainConfig
 from torchdfa.train.stop import Stopped
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     help="Train image classifiers with direct feedback alignment.",
 )
 app.add_typer(paper.app, name="paper")
+tracking.add_to(app)
 _DEFAULT = TrainConfig()
 
 
