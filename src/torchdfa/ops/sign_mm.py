@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchdfa.bits import packed_width, unpack
+from torchdfa.ops import cpu
 
 # Without a kernel no more than this is unpacked at a time, so packed feedback saves memory in the step too.
 CHUNK_BYTES = 10 * 2**20
@@ -61,6 +62,12 @@ def reference(error: Tensor, bits: Tensor, n: int) -> Tensor:
     return out.view(*error.shape[:-1], n)
 
 
+def _on_cpu(error: Tensor, bits: Tensor, n: int) -> Tensor:
+    _check(error, bits, n)
+    out = cpu.sign_mm(error, bits, n)
+    return reference(error, bits, n) if out is None else out
+
+
 def _fake(error: Tensor, bits: Tensor, n: int) -> Tensor:
     _check(error, bits, n)
     return error.new_empty(*error.shape[:-1], n)
@@ -92,6 +99,7 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], error: Tensor, bits: Tenso
 # define and impl rather than custom_op, whose call takes twice as long.
 torch.library.define(_NAME, "(Tensor error, Tensor bits, SymInt n) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(reference)
+torch.library.impl(_NAME, "CPU")(_on_cpu)
 torch.library.register_fake(_NAME)(_fake)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 torch.library.register_vmap(_NAME, _vmap)
