@@ -21,6 +21,7 @@ CORE = (
     "bits",
     "ops",
     "feedback",
+    "seeded",
     "rules",
     "settings",
     "layers",

@@ -46,6 +46,10 @@ class Feedback(nn.Module):
         """The whole matrix with its scale, in float32."""
         raise NotImplementedError
 
+    def rms(self) -> float:
+        """Root mean square of the elements."""
+        return _rms(self.dense())
+
     @property
     def logical_bytes(self) -> int:
         """Bytes of the stored state: what a device must keep."""
@@ -127,6 +131,9 @@ class SignFeedback(Feedback):
 
     def dense(self) -> Tensor:
         return self._unpack(torch.float32) * self.scale.float()
+
+    def rms(self) -> float:
+        return float(self.scale)
 
     @property
     def logical_bytes(self) -> int:

@@ -131,7 +131,7 @@ def test_processes_that_start_together_all_get_it(cache: Path, has_compiler: Non
         for _ in range(2)
     ]
     found = {worker.communicate()[0] for worker in workers}
-    assert found == {f"{torchdfa.kernels()[0].runs}\n"}
+    assert found in ({"avx2\n"}, {"portable\n"})
     assert len(list(cache.iterdir())) == 1
 
 
