@@ -155,9 +155,11 @@ def peak_and_rest(rule: str, **arguments: Any) -> tuple[int, int]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     x, y = torch.randn(ROWS, 64), torch.arange(ROWS) % 10
-    with LiveMemory() as memory:
-        F.cross_entropy(model(x), y).backward()
-        return memory.peak, memory.now()
+    for _ in range(2):  # the first step of a process imports parts of torch, whose frames hold tensors for a while
+        with LiveMemory() as memory:
+            F.cross_entropy(model(x), y).backward()
+            rest = memory.now()
+    return memory.peak, rest
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "bdfa"])
