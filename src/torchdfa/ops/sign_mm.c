@@ -45,18 +45,18 @@ INLINE void transpose_bits(words r[8]) {
     for (int i = 0; i < 8; i += 2) EXCHANGE(r[i], r[i + 1], 1, 0x5555555555555555u);
 }
 
-/* Index bytes of one block of columns: index[j][group][32 bytes]. Rows and bytes beyond the matrix are zeros. */
-INLINE void repack(const Product *p, int64_t row, int64_t byte, uint64_t *index) {
-    int64_t width = (p->n + 7) / 8 - byte;
-    if (width > 32) width = 32;
-    for (int g = 0; g < GROUPS && row + 8 * g < p->k; g++) {
+/* Index bytes of 8 rows from `row` on, the group g of those tabulated, for columns n0 to n0 + columns:
+   index[block of columns][j][group][32 bytes]. Rows and bytes beyond the matrix are zeros. */
+INLINE void repack(const Product *p, int64_t row, int g, int64_t n0, int64_t columns, uint64_t *index) {
+    for (int64_t c = 0; c < columns; c += BLOCK, index += 32 * GROUPS) {
+        int64_t byte = (n0 + c) / 8, width = (p->n + 7) / 8 - byte;
         words r[8];
         for (int i = 0; i < 8; i++) {
-            int64_t from = row + 8 * g + i;
             r[i] = (words){0};
-            if (from >= p->k) continue;
-            const uint8_t *source = p->bits + from * p->bits_row + byte;
-            if (width == 32) memcpy(&r[i], source, 32);
+            if (row + i >= p->k) continue;
+            const uint8_t *source = p->bits + (row + i) * p->bits_row + byte;
+            __builtin_prefetch(source + 8 * p->bits_row); /* never faults */
+            if (width >= 32) memcpy(&r[i], source, 32);
             else memcpy(&r[i], source, width);
         }
         transpose_bits(r);
@@ -134,7 +134,7 @@ INLINE void tile(const Product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n
     for (int64_t row = 0; row < p->k; row += DEPTH) {
         int64_t left = (p->k - row + 7) / 8;
         int groups = left < GROUPS ? (int)left : GROUPS;
-        for (int64_t c = 0; c < columns; c += BLOCK) repack(p, row, (n0 + c) / 8, s.index + c / 8 * GROUPS);
+        for (int g = 0; g < groups; g++) repack(p, row + 8 * g, g, n0, columns, s.index);
         for (int64_t m = m0; m < m1; m += 8) {
             float *sums = s.sums + (m - m0) * columns;
 #define STEP(W)                                                                                               \
@@ -152,7 +152,7 @@ INLINE void tile(const Product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n
 
 INLINE int part(const Product *p, int64_t n0, int64_t n1) {
     int64_t columns = (n1 - n0 + BLOCK - 1) / BLOCK * BLOCK;
-    size_t table = sizeof(float) * 256 * 8 * GROUPS, index = columns * GROUPS;
+    size_t table = sizeof(float) * 256 * width_for(p->m) * GROUPS, index = columns * GROUPS;
     char *memory = aligned_alloc(64, table + index + sizeof(float) * columns * held_rows(p->m < CHUNK ? p->m : CHUNK));
     if (memory == NULL) return 1;
     Scratch s = {(float *)memory, (float *)(memory + table + index), (uint64_t *)(memory + table)};
