@@ -201,3 +201,19 @@ def online(
         OnlineConfig(rule, hidden, lr, momentum, replay, classes, order, repeats, delay, window, seed, load),
         out,
     )
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="sign_mm, backward, step, memory; all, if none")] = None,
+    size: Annotated[str, Flag(help="small (seconds) or full (many minutes, 16 GB of memory)")] = "small",
+    only: Annotated[str, Flag(help="measure the cases alone whose name this regular expression finds")] = "",
+    rounds: Annotated[int, Flag(help="samples of each variant")] = 9,
+    threads: Annotated[int, Flag(help="CPU threads")] = 1,
+    out: Annotated[Path | None, Flag(help="append each result as a JSON line to this file")] = None,
+    show: Annotated[Path | None, Flag(help="measure nothing: print and draw the results in this file")] = None,
+) -> None:
+    """Measure what feedback costs on this machine, beside back-propagation and peers."""
+    from torchdfa.bench.program import bench as measure
+
+    measure(names or [], size=size, only=only, rounds=rounds, threads=threads, out=out, show=show)
