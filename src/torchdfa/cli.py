@@ -21,7 +21,6 @@ app = typer.Typer(
     help="Train image classifiers with direct feedback alignment.",
 )
 app.add_typer(paper.app, name="paper")
-tracking.add_to(app)
 _DEFAULT = TrainConfig()
 
 
@@ -173,3 +172,6 @@ def verify(runs: Annotated[list[Path], typer.Argument(help="folders of finished 
 
     for folder in runs:
         print(f"{folder}: {check(folder)} files are as the run left them")
+
+
+tracking.add_to(app)

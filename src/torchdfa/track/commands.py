@@ -12,7 +12,7 @@ import typer
 from torchdfa.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from torchdfa.track.evaluate import Scores
+    from torchdfa.track.scoring import Scores
 
 Flag = typer.Option
 otb = typer.Typer(help="Evaluate trackers on the Online Tracking Benchmark (OTB).", no_args_is_help=True)
@@ -129,8 +129,8 @@ def pretrain(
     import time
 
     from torchdfa.track.clips import find_clips
-    from torchdfa.track.pretrain import PretrainConfig
-    from torchdfa.track.pretrain import pretrain as run
+    from torchdfa.track.pretraining import PretrainConfig
+    from torchdfa.track.pretraining import pretrain as run
     from torchdfa.track.watching import Watch
 
     config = PretrainConfig(

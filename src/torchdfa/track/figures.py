@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from torchdfa.errors import UsageError
 from torchdfa.track import table
-from torchdfa.track.evaluate import Scores
 from torchdfa.track.protocols import DISTANCES, OVERLAPS
 from torchdfa.track.reporting import Arm, arms
+from torchdfa.track.scoring import Scores
 from torchdfa.train import runs
 from torchdfa.train.csvfile import to_csv
 from torchdfa.train.plots import drawn

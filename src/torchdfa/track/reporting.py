@@ -13,7 +13,7 @@ from typing import Any
 
 from torchdfa.errors import UsageError
 from torchdfa.track import bootstrap, results, table
-from torchdfa.track.evaluate import Scores, evaluate, markdown
+from torchdfa.track.scoring import Scores, evaluate, markdown
 from torchdfa.track.sequences import OTB, Sequence
 from torchdfa.train import runs
 
