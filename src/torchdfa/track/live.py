@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchdfa.errors import UsageError
+from torchdfa.errors import RunError, UsageError
 from torchdfa.track import cost, draw, video
 from torchdfa.track.boxes import overlap
 from torchdfa.track.boxfile import write_boxes
@@ -88,7 +88,13 @@ def track(
     checked_box(box, (first.shape[1], first.shape[0]))
     out.mkdir(parents=True, exist_ok=True)
     lines = [_Line(t, colour) for t, colour in zip(trackers, itertools.cycle(draw.COLOURS), strict=False)]
-    signum = _go(source, lines, itertools.chain([first], stream), box, video_out, frames)
+    try:
+        signum = _go(source, lines, itertools.chain([first], stream), box, video_out, frames)
+    except UsageError as error:  # a frame that cannot be read, in the middle
+        if not lines[0].rows:
+            raise
+        _write(out, lines, source, truth, stopped=True)
+        raise RunError(f"{error} What was tracked before, {len(lines[0].rows)} frames, is in {out}") from None
     summary = _write(out, lines, source, truth, stopped=bool(signum))
     if signum:
         raise TrackingStopped(signum, out, f"stopped after {len(lines[0].rows)} frames; what was tracked is in {out}")
