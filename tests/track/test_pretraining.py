@@ -11,7 +11,8 @@ from torchdfa.track import pretraining as module
 from torchdfa.track import synthetic, weights
 from torchdfa.track.augment import gaussian_blur, rotate, vary
 from torchdfa.track.clips import find_clips
-from torchdfa.track.pretraining import PretrainConfig, Pretraining, pretrain
+from torchdfa.track.pretrain_options import PretrainConfig
+from torchdfa.track.pretraining import Pretraining, pretrain
 from torchdfa.track.stopping import TrackingStopped
 from torchdfa.train.runs import read_lines
 from track.small import Features

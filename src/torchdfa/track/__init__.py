@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchdfa.track.bootstrap import compare
     from torchdfa.track.options import TrackerConfig, preset
-    from torchdfa.track.pretraining import PretrainConfig, pretrain
+    from torchdfa.track.pretrain_options import PretrainConfig
+    from torchdfa.track.pretraining import pretrain
     from torchdfa.track.results import Results
     from torchdfa.track.scoring import Scores, evaluate
     from torchdfa.track.sequences import OTB, Sequence
     from torchdfa.track.tracker import Tracker
 
 _HOMES = {
-    "OTB": "sequences", "PretrainConfig": "pretraining", "Results": "results", "Scores": "scoring",
+    "OTB": "sequences", "PretrainConfig": "pretrain_options", "Results": "results", "Scores": "scoring",
     "Sequence": "sequences", "Tracker": "tracker", "TrackerConfig": "options", "compare": "bootstrap",
     "evaluate": "scoring", "preset": "options", "pretrain": "pretraining",
 }  # fmt: skip
