@@ -3,6 +3,7 @@
 from torchdfa import diagnostics
 from torchdfa.convert import backprop, convert_, refresh_feedback_, restore_
 from torchdfa.errors import ConversionError, RunError, UsageError
+from torchdfa.ops import kernels
 from torchdfa.report import Report, report
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "backprop",
     "convert_",
     "diagnostics",
+    "kernels",
     "refresh_feedback_",
     "report",
     "restore_",

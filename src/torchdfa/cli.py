@@ -174,4 +174,48 @@ def verify(runs: Annotated[list[Path], typer.Argument(help="folders of finished 
         print(f"{folder}: {check(folder)} files are as the run left them")
 
 
+@app.command()
+def online(
+    source: Annotated[str, typer.Argument(help="features.npz with X and y, a CSV of label,number,... or - for stdin")],
+    rule: Annotated[str, Flag(help="bp, fa, dfa, bdfa, frozen; several with commas")] = "bdfa",
+    hidden: Annotated[str, Flag(help="widths of the hidden layers with commas, or none")] = "512",
+    lr: Annotated[float, Flag(help="learning rate")] = 0.003,
+    momentum: Annotated[float, Flag()] = 0.0,
+    replay: Annotated[int, Flag(help="samples of each class that are kept and learned again")] = 0,
+    classes: Annotated[str | None, Flag(help="all labels of a CSV stream with commas; else they are added")] = None,
+    order: Annotated[str, Flag(help="of an .npz: random, class, bursts, given")] = "random,class,bursts",
+    repeats: Annotated[int, Flag(help="streams of each order")] = 3,
+    delay: Annotated[int, Flag(help="samples after which a label is known")] = 0,
+    window: Annotated[int | None, Flag(help="samples of the windowed accuracy")] = None,
+    seed: Annotated[int, Flag(help="of weights, feedback, replay and orders")] = 0,
+    load: Annotated[str | None, Flag(help="go on with the head in this file")] = None,
+    out: Annotated[str | None, Flag(help="folder of the results; runs/online by default")] = None,
+) -> None:
+    """Learn from a stream of feature vectors, classifying each before it is learned."""
+    from torchdfa.online.program import OnlineConfig
+    from torchdfa.online.program import online as learn
+
+    learn(
+        source,
+        OnlineConfig(rule, hidden, lr, momentum, replay, classes, order, repeats, delay, window, seed, load),
+        out,
+    )
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="sign_mm, backward, step, memory; all, if none")] = None,
+    size: Annotated[str, Flag(help="small (seconds) or full (many minutes, 16 GB of memory)")] = "small",
+    only: Annotated[str, Flag(help="measure the cases alone whose name this regular expression finds")] = "",
+    rounds: Annotated[int, Flag(help="samples of each variant")] = 9,
+    threads: Annotated[int, Flag(help="CPU threads")] = 1,
+    out: Annotated[Path | None, Flag(help="append each result as a JSON line to this file")] = None,
+    show: Annotated[Path | None, Flag(help="measure nothing: print and draw the results in this file")] = None,
+) -> None:
+    """Measure what feedback costs on this machine, beside back-propagation and peers."""
+    from torchdfa.bench.program import bench as measure
+
+    measure(names or [], size=size, only=only, rounds=rounds, threads=threads, out=out, show=show)
+
+
 tracking.add_to(app)

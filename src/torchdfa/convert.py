@@ -44,6 +44,7 @@ def convert_(
     error_at: str | None = None,
     example_input: Any = None,
     seed: int = 0,
+    store: Literal["buffers", "seed"] = "buffers",
 ) -> M:
     """Change ``model`` in place so that its layers learn by ``rule``; returns the same model.
 
@@ -68,13 +69,15 @@ def convert_(
         error_at: name of the layer whose output error is sent; by default each output of the model.
         example_input: a batch (or a tuple of arguments), only its shape matters; needed for feedback to convolutions.
         seed: random feedback depends on this and the layer's name alone.
+        store: ``"buffers"`` keeps feedback as buffers, part of the ``state_dict``; ``"seed"`` keeps nothing and draws
+            the same random numbers anew in every backward: zero bytes, and slow (docs: kernels).
 
     Raises:
         ConversionError: for a wrong argument, or a model without layers that the rule could concern.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-    settings = checked_settings(rule, layers, init, distribution, scale, boundary, seed)
+    settings = checked_settings(rule, layers, init, distribution, scale, boundary, seed, store)
     if find_conversions(model):
         raise ConversionError("the model is already converted; call torchdfa.restore_(model) first.")
     if settings.rule.route == "live":

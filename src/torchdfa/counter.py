@@ -35,20 +35,24 @@ def _shift_right(words: Tensor, by: int) -> Tensor:
 
 
 def _words(key: int, start: int, count: int) -> Tensor:
-    x = torch.arange(start + 1, start + count + 1, dtype=torch.int64) * _GOLDEN + key
+    return _mix(torch.arange(start, start + count, dtype=torch.int64), key)
+
+
+def _mix(index: Tensor, key: int) -> Tensor:
+    x = (index + 1) * _GOLDEN + key
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
 
 
-def _draw(key: int, start: int, count: int, distribution: str) -> Tensor:
+def _draw(words: Tensor, distribution: str) -> Tensor:
     # The same word decides all three, so the signs of "normal" and "uniform" are those of "sign".
-    fraction = (_shift_right(_words(key, start, count), 12).double() + 0.5) * 2.0**-52
+    if distribution == "sign":
+        return torch.where(words < 0, 1.0, -1.0)
+    fraction = (_shift_right(words, 12).double() + 0.5) * 2.0**-52
     if distribution == "normal":
         return (torch.erfinv(2 * fraction - 1) * math.sqrt(2)).float()
-    if distribution == "uniform":
-        return ((2 * fraction - 1) * math.sqrt(3)).float()
-    return torch.where(fraction >= 0.5, 1.0, -1.0)
+    return ((2 * fraction - 1) * math.sqrt(3)).float()
 
 
 def random_matrix(rows: int, columns: int, distribution: str, key: int, block: int = 2**22) -> Tensor:
@@ -59,5 +63,14 @@ def random_matrix(rows: int, columns: int, distribution: str, key: int, block: i
     out = torch.empty(rows * columns)
     for start in range(0, out.numel(), block):
         part = out[start : start + block]
-        part.copy_(_draw(key, start, part.numel(), distribution))
+        part.copy_(_draw(_words(key, start, part.numel()), distribution))
     return out.view(rows, columns)
+
+
+def random_columns(
+    rows: range, columns: range, width: int, distribution: str, key: int, device: torch.device
+) -> Tensor:
+    """Those rows and columns of ``random_matrix(..., width, distribution, key)``, drawn on ``device``."""
+    first = torch.arange(rows.start, rows.stop, dtype=torch.int64, device=device).unsqueeze(1) * width
+    index = first + torch.arange(columns.start, columns.stop, dtype=torch.int64, device=device)
+    return _draw(_mix(index, key), distribution)

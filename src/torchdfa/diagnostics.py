@@ -167,7 +167,7 @@ def _alignment(owner: nn.Module, conversion: Conversion, name: str) -> Alignment
     product = forward_product(owner, conversion.settings.rule, conversion.plan, name)
     if feedback is None or product is None:
         return Alignment(None, None, "not a chain of fully-connected layers")
-    d, p = feedback.dense().double().flatten(), product.double().flatten()
+    d, p = feedback.dense().to(product.device).double().flatten(), product.double().flatten()
     agreement = float(((d >= 0) == (p >= 0)).double().mean())
     if float(p.norm()) < SMALLEST_NORM:
         return Alignment(None, None, "the product of the weights vanishes")

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from torchdfa.bits import pack, unpack
 from torchdfa.errors import ConversionError
-from torchdfa.ops import sign_mm
+from torchdfa.ops import cpu, sign_mm
 
 INITS = ("random", "product")
 SCALES = ("unit", "he", "match")
 
-# Signs are kept as bits; up to this size their unpacked copy is kept too, because nothing beats torch's matmul on it.
+# Storage policy: bits are the state. A layer's ±1 copy in the compute dtype is kept beside them up to the first size,
+# because nothing beats torch's matmul on it; up to the second where no kernel is quicker than that. Above, sign_mm.
+KERNEL_LIMIT_BYTES = 4 * 2**20
 UNPACKED_LIMIT_BYTES = 64 * 2**20
 
 
@@ -43,6 +45,10 @@ class Feedback(nn.Module):
     def dense(self) -> Tensor:
         """The whole matrix with its scale, in float32."""
         raise NotImplementedError
+
+    def rms(self) -> float:
+        """Root mean square of the elements."""
+        return _rms(self.dense())
 
     @property
     def logical_bytes(self) -> int:
@@ -97,8 +103,13 @@ class SignFeedback(Feedback):
         self.shape = tuple(matrix.shape)
         self.register_buffer("bits", pack(matrix))
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=matrix.device))
-        small = matrix.numel() * dtype.itemsize <= UNPACKED_LIMIT_BYTES
-        self.register_buffer("signs", self._unpack(dtype) if small else None, persistent=False)
+        self.register_buffer("signs", self._unpack(dtype) if self._copy_pays(dtype) else None, persistent=False)
+
+    def _copy_pays(self, dtype: torch.dtype) -> bool:
+        size = self.shape[0] * self.shape[1] * dtype.itemsize
+        if size <= min(KERNEL_LIMIT_BYTES, UNPACKED_LIMIT_BYTES):
+            return True
+        return size <= UNPACKED_LIMIT_BYTES and not cpu.beats_torch(self.bits.device, dtype)
 
     def _unpack(self, dtype: torch.dtype) -> Tensor:
         return unpack(self.bits, self.shape[1], dtype)
@@ -120,6 +131,9 @@ class SignFeedback(Feedback):
 
     def dense(self) -> Tensor:
         return self._unpack(torch.float32) * self.scale.float()
+
+    def rms(self) -> float:
+        return float(self.scale)
 
     @property
     def logical_bytes(self) -> int:

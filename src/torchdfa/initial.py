@@ -21,6 +21,7 @@ from torchdfa.feedback import (
 )
 from torchdfa.head import Plan
 from torchdfa.rules import Rule
+from torchdfa.seeded import SeedFeedback
 from torchdfa.settings import Settings
 
 
@@ -44,12 +45,27 @@ def make_feedback(model: nn.Module, settings: Settings, plan: Plan, name: str) -
     if product is not None and (settings.init == "product" or settings.scale == "match"):
         require_usable(product, name)
     factor = scale_factor(raw, settings.scale, product, width)
+    if settings.store == "seed":
+        return _seeded(settings, layer, raw, factor, name)
     if settings.rule.store == "signs":
         return SignFeedback(raw.to(weight.device), factor, weight.dtype)
     matrix = (raw if factor == 1.0 else raw * factor).to(weight.device, weight.dtype, copy=True)
     if settings.rule.route == "chain" and not isinstance(layer, nn.Linear):
         return ConvFeedback(matrix.view_as(weight), _plain_padding(layer, name))
     return DenseFeedback(matrix)
+
+
+def _seeded(settings: Settings, layer: nn.Module, raw: Tensor, factor: float, name: str) -> SeedFeedback:
+    if settings.rule.route == "chain" and not isinstance(layer, nn.Linear):
+        raise ConversionError(
+            f'store="seed" is for feedback that is a matrix, but rule "fa" gives the convolution {name!r} a kernel; '
+            'use store="buffers", or leave the layer out with layers=[...].'
+        )
+    signs = settings.rule.store == "signs"
+    distribution = "sign" if signs else settings.distribution
+    key = stream_key(settings.seed, name)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return SeedFeedback(tuple(raw.shape), key, distribution, factor, weight.dtype, signs)
 
 
 def _raw(settings: Settings, product: Tensor | None, rows: int, width: int, name: str) -> Tensor:

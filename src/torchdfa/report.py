@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from torchdfa.convert import Conversion, get_conversion, require_whole
-from torchdfa.feedback import Feedback, SignFeedback
+from torchdfa.feedback import Feedback
 from torchdfa.graph import is_layer
 
 
@@ -75,6 +75,8 @@ def report(model: nn.Module) -> Report:
         settings |= {"init": s.init, "scale": s.scale, "boundary": s.boundary, "seed": s.seed}
         if s.init == "random":
             settings["distribution"] = s.distribution
+        if s.store == "seed":
+            settings["store"] = s.store
     layers = [name for name, module in owner.named_modules() if is_layer(module)]
     return Report(settings, tuple(_rows(owner, conversion, layers)))
 
@@ -122,10 +124,6 @@ def _layer(owner: nn.Module, conversion: Conversion, name: str) -> list[Row]:
 def _row(owner: nn.Module, layer: str, rule: str, source: str, cut: str) -> Row:
     feedback = owner.get_submodule(cut).feedback
     assert isinstance(feedback, Feedback)
-    if isinstance(feedback, SignFeedback):
-        rms = float(feedback.scale)
-    else:
-        rms = float(feedback.dense().square().mean().sqrt())
     return Row(
         layer,
         rule,
@@ -134,5 +132,5 @@ def _row(owner: nn.Module, layer: str, rule: str, source: str, cut: str) -> Row:
         feedback.store,
         feedback.logical_bytes,
         feedback.actual_bytes,
-        rms,
+        feedback.rms(),
     )

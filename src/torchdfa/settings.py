@@ -12,6 +12,7 @@ from torchdfa.feedback import INITS, SCALES
 from torchdfa.rules import RULES, Rule
 
 BOUNDARIES = ("direct", "transpose")
+STORES = ("buffers", "seed")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Settings:
     scale: float | str
     boundary: str
     seed: int
+    store: str = "buffers"
 
 
 def checked_settings(
@@ -34,6 +36,7 @@ def checked_settings(
     scale: Any,
     boundary: str,
     seed: int,
+    store: str = "buffers",
 ) -> Settings:
     """The settings of a conversion, or a ``ConversionError`` that names the wrong argument."""
     for name, value, allowed in (
@@ -41,6 +44,7 @@ def checked_settings(
         ("init", init, INITS),
         ("distribution", distribution, DISTRIBUTIONS),
         ("boundary", boundary, BOUNDARIES),
+        ("store", store, STORES),
     ):
         if value not in allowed:
             raise ConversionError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}.")
@@ -51,7 +55,12 @@ def checked_settings(
     if scale is None:
         scale = "match" if init == "product" else "he"
     _check_scale(scale)
-    return Settings(RULES[rule], init, distribution, scale, boundary, seed)
+    if store == "seed" and RULES[rule].has_feedback and (init == "product" or scale == "match"):
+        raise ConversionError(
+            'store="seed" regenerates random feedback from its seed, but init="product" and scale="match" are made of '
+            'the weights; use init="random" with scale="he", "unit" or a number, or store="buffers".'
+        )
+    return Settings(RULES[rule], init, distribution, scale, boundary, seed, store)
 
 
 def _check_scale(scale: Any) -> None:

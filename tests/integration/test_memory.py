@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import cases
 import torchdfa
+from live_memory import LiveMemory
 from torchdfa import convert_
 
 
@@ -141,3 +142,36 @@ def test_diagnostics_hold_nothing() -> None:
     assert model._torchdfa.bus.watched is None
     assert model._torchdfa.bus.taps == {}
     assert alive(found) == set()
+
+
+WIDTH, ROWS = 256, 128
+
+
+def peak_and_rest(rule: str, **arguments: Any) -> tuple[int, int]:
+    """Bytes of a training step's tensors at most, and after it; gradients stand before and are written into."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
+    model = convert_(nn.Sequential(*layers, nn.Linear(WIDTH, 10)), rule, **arguments)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    x, y = torch.randn(ROWS, 64), torch.arange(ROWS) % 10
+    for _ in range(2):  # the first step of a process imports parts of torch, whose frames hold tensors for a while
+        with LiveMemory() as memory:
+            F.cross_entropy(model(x), y).backward()
+            rest = memory.now()
+    return memory.peak, rest
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "bdfa"])
+@pytest.mark.parametrize("store", ["buffers", "seed"])
+def test_a_step_leaves_as_much_memory_as_it_found(rule: str, store: Any) -> None:
+    assert peak_and_rest(rule, store=store)[1] == 0
+
+
+def test_the_peak_of_a_step_is_that_of_backprop_and_the_errors_that_wait() -> None:
+    """Feedback alignment goes layer by layer; direct feedback is sent to both hidden layers at once, so one waits."""
+    backprop = peak_and_rest("bp")[0]
+    assert peak_and_rest("fa")[0] <= backprop
+    for rule, arguments in (("dfa", {}), ("bdfa", {}), ("dfa", {"store": "seed"})):
+        waiting = 2 * ROWS * WIDTH * 4
+        assert peak_and_rest(rule, **arguments)[0] <= backprop + waiting

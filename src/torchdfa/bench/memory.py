@@ -1,0 +1,54 @@
+"""What feedback takes: bytes held, and resident memory that a projection adds, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_SCRIPT = """
+import json, sys
+import torch
+from torchdfa.bench.memory import resident
+from torchdfa.ops import cpu, seed_mm, sign_mm
+from torchdfa.ops.sign_mm import reference
+
+torch.set_num_threads(1)
+kind, m, k, n = sys.argv[1], *map(int, sys.argv[2:])
+error = torch.randn(m, k)
+matrix = torch.ones(k, n) if kind == "dense" else None
+bits = torch.randint(256, (k, (n + 7) // 8), dtype=torch.uint8) if kind in ("kernel", "chunks") else None
+run = {
+    "dense": lambda e: e @ matrix,
+    "kernel": lambda e: sign_mm(e, bits, n),
+    "chunks": lambda e: reference(e, bits, n),
+    "seed": lambda e: seed_mm(e, 1, 0, n, "sign", 1.0, torch.float32),
+}[kind]
+cpu.load()
+run(error[:, :k])  # libraries and threads
+before = resident("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts anew
+run(error)
+held = sum(t.numel() * t.element_size() for t in (matrix, bits) if t is not None)
+print(json.dumps({"held_bytes": held, "extra_peak_bytes": max(0, resident("VmHWM") - before)}))
+"""
+KINDS = ("dense", "kernel", "chunks", "seed")
+
+
+def resident(field: str) -> int:
+    """Bytes of this process's memory by the kernel's count: VmRSS now, VmHWM at most (Linux)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def measure(m: int, k: int, n: int, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, dict[str, int]]]:
+    """For each way to keep (k, n) feedback, what it holds and what a projection of m errors adds at most."""
+    for kind in kinds:
+        command = [sys.executable, "-c", _SCRIPT, kind, *map(str, (m, k, n))]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        yield kind, json.loads(done.stdout)

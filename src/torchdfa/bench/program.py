@@ -1,0 +1,78 @@
+"""The command ``torchdfa bench``: choose benches, measure, append to a file, show."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from torchdfa.bench import heads, memory, products, table
+from torchdfa.bench.harness import record, surroundings
+from torchdfa.errors import UsageError
+from torchdfa.train import runs
+
+BENCHES = ("sign_mm", "backward", "step", "memory")
+SIZES = ("small", "full")
+_MEMORY = {"small": (8, 1000, 1024), "full": (32, 32000, 4096)}
+
+
+def bench(
+    names: list[str], *, size: str, only: str, rounds: int, threads: int, out: Path | None, show: Path | None
+) -> None:
+    """Measure the benches ``names`` (all, if none) and print a table; or print that of the file ``show``."""
+    if show is not None:
+        _print(table.latest(show), show.with_suffix(".png"))
+        return
+    _check(names, size, only, rounds, threads)
+    torch.set_num_threads(threads)
+    found = []
+    for value in _records(names or list(BENCHES), size, only, rounds):
+        print(f"{value['bench']} {value['case']}", file=sys.stderr, flush=True)
+        found.append(value)
+        if out is not None:
+            runs.append(out, value)
+    if not found:
+        raise UsageError(f"--only {only!r} matches no case of {', '.join(names or BENCHES)} at --size {size}")
+    _print(found, None)
+
+
+def _check(names: list[str], size: str, only: str, rounds: int, threads: int) -> None:
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        raise UsageError(f"bench {unknown[0]!r} must be one of {', '.join(BENCHES)}")
+    if size not in SIZES:
+        raise UsageError(f"--size {size!r} must be one of {', '.join(SIZES)}")
+    for flag, number in (("--rounds", rounds), ("--threads", threads)):
+        if number < 1:
+            raise UsageError(f"{flag} {number} must be at least 1")
+    try:
+        re.compile(only)
+    except re.error as error:
+        raise UsageError(f"--only {only!r} must be a regular expression: {error}") from None
+
+
+def _records(names: list[str], size: str, only: str, rounds: int) -> Iterator[dict[str, Any]]:
+    for case in (*products.cases(size), *heads.cases(size)):
+        if case.bench in names and re.search(only, f"{case.bench} {case.name}"):
+            yield record(case, rounds)
+    shape = _MEMORY[size]
+    name = f"({','.join(map(str, shape))})"
+    if "memory" in names and re.search(only, f"memory {name}"):
+        if sys.platform != "linux":
+            raise UsageError("the bench 'memory' reads /proc, which Linux alone has; name the others")
+        before = os.getloadavg()
+        yield {"bench": "memory", "case": name, "memory": dict(memory.measure(*shape)), **surroundings(before)}
+
+
+def _print(records: list[dict[str, Any]], image: Path | None) -> None:
+    wide = 110 if not sys.stdout.isatty() else None
+    Console(width=wide, highlight=False).print(table.rendered(records))
+    if image is not None:
+        table.picture(records, image)
+        print(f"picture: {image}")

@@ -1,0 +1,65 @@
+"""What a file of results says: one table, and one picture of the ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from torchdfa.errors import UsageError
+from torchdfa.train import plots, runs
+
+Record = dict[str, Any]
+
+
+def latest(path: Path) -> list[Record]:
+    """The last record of every case, in the order of the file."""
+    found = {(r.get("bench"), r.get("case")): r for r in runs.read_lines(path)}
+    if not found:
+        raise UsageError(f"{path} holds no results; measure some with 'torchdfa bench --out {path}'")
+    return list(found.values())
+
+
+def rendered(records: Sequence[Record]) -> Table:
+    """Median CPU times in ms and the ratios (median, p20 to p80), a row a case; memory in MiB."""
+    table = Table(box=box.SIMPLE)
+    for column in ("bench", "case", "CPU ms, or MiB held + peak", "ratio of CPU times (p20 to p80)"):
+        table.add_column(column, overflow="fold")
+    for record in records:
+        table.add_row(record["bench"], record["case"], _amounts(record), "\n".join(map(_ratio, _ratios(record))))
+    return table
+
+
+def _amounts(record: Record) -> str:
+    if "memory" in record:
+        mib = {k: (v["held_bytes"] / 2**20, v["extra_peak_bytes"] / 2**20) for k, v in record["memory"].items()}
+        return "\n".join(f"{kind} {held:.1f} + {extra:.1f}" for kind, (held, extra) in mib.items())
+    return "\n".join(f"{name} {time['median']:.3g}" for name, time in record["cpu_ms"].items())
+
+
+def _ratios(record: Record) -> list[tuple[str, dict[str, float]]]:
+    return list(record.get("cpu_ratio", {}).items())
+
+
+def _ratio(ratio: tuple[str, dict[str, float]]) -> str:
+    name, value = ratio
+    return f"{name} {value['median']:.2f} ({value['p20']:.2f} to {value['p80']:.2f})"
+
+
+def picture(records: Sequence[Record], path: Path) -> None:
+    """A bar for every ratio with its 20th to 80th percentile; right of 1 the second of the pair is quicker."""
+    bars = [(f"{r['bench']} {r['case']}: {name}", value) for r in records for name, value in _ratios(r)]
+    with plots.drawn(path, (9, 1 + 0.22 * len(bars))) as figure:
+        axes = figure.add_subplot()
+        for place, (_, value) in enumerate(bars):
+            low, high = (max(0.0, value["median"] - value["p20"]), max(0.0, value["p80"] - value["median"]))
+            axes.barh(place, value["median"], color="#0072b2")
+            axes.errorbar(value["median"], place, xerr=[[low], [high]], color="black", capsize=2, linewidth=1)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlabel(f"ratio of CPU times, 1 thread ({records[-1]['machine']['cpu']}, {records[-1]['kernel']})")

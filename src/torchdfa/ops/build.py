@@ -1,0 +1,96 @@
+"""Compile a C source of this package at its first use, once for each user: no compiler is needed before, or ever."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+# No -march: instruction sets belong to single functions, so that what is built runs on any processor of its kind.
+_FLAGS = ("-x", "c", "-", "-O3", "-std=gnu11", "-shared", "-fPIC")
+_OPENMP = "-fopenmp"
+_TIMEOUT = 120  # seconds
+
+
+class NoKernelError(Exception):
+    """Why there is no compiled kernel, in words that can follow "because"."""
+
+
+def library(source: str) -> Path:
+    """The shared library made of the package's file ``source``, compiled unless the cache holds it.
+
+    Its name has a hash of source, compiler and flags, so another version never meets it. ``NoKernelError`` where
+    it cannot be made.
+    """
+    if sys.platform != "linux":
+        raise NoKernelError(f"it is built on Linux alone, and this is {sys.platform}")
+    text = files("torchdfa.ops").joinpath(source).read_bytes()
+    compiler = _compiler()
+    parts = (text, _version(compiler), " ".join((*compiler, *_FLAGS)).encode(), platform.machine().encode())
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    path = _cache() / f"{Path(source).stem}-{key}.so"
+    if not path.exists():
+        _compile(text, compiler, path)
+    return path
+
+
+def _compiler() -> list[str]:
+    named = shlex.split(os.environ.get("CC", ""))
+    found = [[path, *named[1:]] for name in (named[:1] or ("cc", "gcc", "clang")) if (path := shutil.which(name))]
+    if not found:
+        wanted = f"CC={named[0]!r} names none" if named else "neither cc, gcc nor clang is there"
+        raise NoKernelError(f"no C compiler was found ({wanted})")
+    return found[0]
+
+
+def _version(compiler: list[str]) -> bytes:
+    return _run([*compiler, "--version"]).stdout
+
+
+def _cache() -> Path:
+    """A folder of this user's that nobody else can write to, since what lies there is run."""
+    named = os.environ.get("TORCHDFA_CACHE")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(named) if named else base / "torchdfa"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, RuntimeError) as error:
+        raise NoKernelError(f"its cache folder cannot be made ({error}); TORCHDFA_CACHE can name another") from None
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise NoKernelError(f"others can write to its cache folder {folder}; TORCHDFA_CACHE can name another")
+    return folder
+
+
+def _compile(text: bytes, compiler: list[str], path: Path) -> None:
+    """Into a temporary file beside ``path``, then renamed: processes that start together do not disturb each other."""
+    try:
+        handle, name = tempfile.mkstemp(suffix=".tmp", prefix=path.stem, dir=path.parent)
+        try:
+            done = _run([*compiler, *_FLAGS, _OPENMP, "-o", name], text)
+            if done.returncode != 0:
+                done = _run([*compiler, *_FLAGS, "-o", name], text)
+            if done.returncode != 0:
+                reason = done.stderr.decode(errors="replace").strip().split("\n")[0]
+                raise NoKernelError(f"{compiler[0]} could not compile it ({reason})")
+            os.fsync(handle)
+            Path(name).replace(path)
+        finally:
+            os.close(handle)
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise NoKernelError(f"{path.parent} cannot be written ({error.strerror or error})") from None
+
+
+def _run(command: list[str], text: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(command, input=text, check=False, capture_output=True, timeout=_TIMEOUT)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoKernelError(f"{command[0]} could not be run ({error})") from None

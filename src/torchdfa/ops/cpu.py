@@ -1,0 +1,144 @@
+"""The compiled CPU kernel of ``sign_mm``: loaded once, checked against the reference, used where it pays."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchdfa.bits import packed_width, unpack
+from torchdfa.ops.build import NoKernelError, library
+
+VARIABLE = "TORCHDFA_KERNEL"  # auto, off, or the name of one path
+# Below these unpacking the signs and torch's matrix product are as quick.
+_SMALLEST, _NARROWEST = 2**12, 256  # weights, columns
+# Multiply-adds that a thread must have before it is worth waking.
+_WORK_A_THREAD = 2**23
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LOGGER = logging.getLogger("torchdfa")
+
+Function = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One path of the library: ``function(index, threads, ...)``."""
+
+    path: str
+    index: int
+    function: Function
+    openmp: bool
+
+    def product(self, error: Tensor, bits: Tensor, n: int, threads: int) -> Tensor | None:
+        """``error`` (M, K) float32 of any strides times the signs; None where memory ran out."""
+        out = error.new_empty(error.shape[0], n)
+        bits = bits if bits.stride(-1) == 1 else bits.contiguous()
+        code = self.function(
+            *(self.index, threads if self.openmp else 1, error.data_ptr(), *error.shape, *error.stride()),
+            *(bits.data_ptr(), n, bits.stride(0), out.data_ptr()),
+        )
+        return out if code == 0 else None
+
+
+class Loader:
+    """Loads at most once, whichever thread asks first; holds the kernel or the reason why there is none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._state: Kernel | str | None = None
+
+    def __call__(self) -> Kernel | str:
+        with self._lock:
+            if self._state is None:
+                self._state = _load()
+            return self._state
+
+
+def _load() -> Kernel | str:
+    wanted = os.environ.get(VARIABLE) or "auto"
+    if wanted == "off":
+        _LOGGER.info("sign_mm runs in plain torch, because %s=off", VARIABLE)
+        return f"{VARIABLE}=off"
+    try:
+        kernel = _choose(_open(library("sign_mm.c")), wanted)
+        _self_test(kernel)
+    except NoKernelError as error:
+        _LOGGER.warning("sign_mm runs in plain torch, slower and with equal results, because %s", error)
+        return str(error)
+    return kernel
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        opened = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoKernelError(f"{path} cannot be loaded ({error}); delete it to have it built anew") from None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    opened.torchdfa_path.restype = ctypes.c_char_p
+    opened.torchdfa_sign_mm.argtypes = [
+        *(ctypes.c_int, ctypes.c_int, pointer, size, size, size, size),
+        *(pointer, size, size, pointer),
+    ]
+    return opened
+
+
+def _choose(opened: ctypes.CDLL, wanted: str) -> Kernel:
+    names: list[str] = []
+    while (name := opened.torchdfa_path(len(names))) is not None:
+        names.append(name.decode())
+    usable = [name for name in names if name]  # "" where the processor cannot run it
+    path = usable[0] if wanted == "auto" else wanted
+    if path not in usable:
+        raise NoKernelError(
+            f"{VARIABLE}={wanted!r} is none of auto, off, {', '.join(usable)} (what this processor runs)"
+        )
+    return Kernel(path, names.index(path), opened.torchdfa_sign_mm, _one_openmp())
+
+
+def _one_openmp() -> bool:
+    """Whether torch and the library share one OpenMP runtime; two of them would each start a pool of threads."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return len({Path(p).resolve() for p in re.findall(r"\S*/lib(?:gomp|omp|iomp5)[-.]\S*", maps)}) == 1
+
+
+def _self_test(kernel: Kernel) -> None:
+    """A library that computes something else on this machine is not used."""
+    generator = torch.Generator().manual_seed(0)
+    for rows in (1, 2, 3, 13):
+        error = torch.randn(rows, 131, generator=generator)
+        bits = torch.randint(256, (131, packed_width(267)), generator=generator, dtype=torch.uint8)
+        found, expected = kernel.product(error, bits, 267, 1), error.double() @ unpack(bits, 267, torch.float64)
+        if found is None or not torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4):
+            raise NoKernelError(f"its path {kernel.path!r} fails its self-test on this processor")
+
+
+load = Loader()
+
+
+def beats_torch(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel is quicker than torch's product with a large ±1 matrix: measured for float32 alone."""
+    return device.type == "cpu" and dtype == torch.float32 and not isinstance(load(), str)
+
+
+def sign_mm(error: Tensor, bits: Tensor, n: int) -> Tensor | None:
+    """The product by the kernel, or None where there is none or plain torch is as quick. Sizes have been checked."""
+    if bits.shape[0] * n < _SMALLEST or n < _NARROWEST or error.dtype not in _DTYPES:
+        return None
+    kernel = load()
+    if isinstance(kernel, str):
+        return None
+    rows = error.reshape(-1, error.shape[-1]).float()
+    threads = max(1, min(torch.get_num_threads(), rows.shape[0] * bits.shape[0] * n // _WORK_A_THREAD))
+    out = kernel.product(rows, bits, n, threads)
+    return None if out is None else out.to(error.dtype).view(*error.shape[:-1], n)
