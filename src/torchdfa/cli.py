@@ -21,7 +21,6 @@ app = typer.Typer(
     help="Train image classifiers with direct feedback alignment.",
 )
 app.add_typer(paper.app, name="paper")
-tracking.add_to(app)
 _DEFAULT = TrainConfig()
 
 
@@ -217,3 +216,6 @@ def bench(
     from torchdfa.bench.program import bench as measure
 
     measure(names or [], size=size, only=only, rounds=rounds, threads=threads, out=out, show=show)
+
+
+tracking.add_to(app)

@@ -63,7 +63,8 @@ def test_run_report_plot_and_play(at_home, capsys):
     said = capsys.readouterr().out
     assert "2 of 100 | otb |" in said
     assert "bdfa-b8 - bp-b8" in said
-    assert json.loads(Path("report/performance.json").read_text())["bp-b8-s0"]["overall"]["protocol"] == "otb"
+    overall = json.loads(Path("report/performance.json").read_text())["bp-b8-s0"]["overall"]
+    assert (overall["protocol"], overall["set"]) == ("otb", "OTB-100, first 2 frames")
     assert main(["otb", "plot", *common, "--out", "plots"]) == 0
     assert main(["otb", "plot", *common, "--out", "plots", "--figure6"]) == 0
     for name in ("success.png", "precision.png", "attributes.png", "figure6.png"):

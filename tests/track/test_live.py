@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from torchdfa.errors import UsageError
+from torchdfa.errors import RunError, UsageError
 from torchdfa.track import live, synthetic
 from torchdfa.track.boxfile import read_boxes
 from torchdfa.track.stopping import TrackingStopped
@@ -61,6 +61,17 @@ def test_a_stop_keeps_what_was_tracked(folder, tmp_path):
         live.track(str(folder), [t], tmp_path / "out")
     assert len(read_boxes(tmp_path / "out" / "bp.txt")) == 3
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["stopped"] is True
+
+
+def test_a_broken_frame_in_the_middle_keeps_what_was_tracked(tmp_path):
+    images, _ = frames(3)
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"2\.png cannot be used: .* What was tracked before, 2 frames"):
+        live.track(str(tmp_path), [named("bp")], tmp_path / "out", box=(6, 8, 20, 22))
+    assert len(read_boxes(tmp_path / "out" / "bp.txt")) == 2
 
 
 def test_where_the_target_is_must_be_said(tmp_path):

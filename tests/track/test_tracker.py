@@ -8,8 +8,9 @@ from PIL import Image
 from torchdfa.errors import RunError, UsageError
 from torchdfa.track import demo, synthetic
 from torchdfa.track.boxes import overlap
+from torchdfa.track.checks import checked_box
 from torchdfa.track.options import preset
-from torchdfa.track.tracker import Tracker, checked_box
+from torchdfa.track.tracker import Tracker
 from track.small import frames, network, track, tracker
 
 

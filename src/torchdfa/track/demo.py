@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from torchdfa.errors import UsageError
 from torchdfa.track import draw, figures, reporting, results, synthetic
-from torchdfa.track.evaluate import evaluate
 from torchdfa.track.mdnet import MDNet, initialise_
 from torchdfa.track.options import preset
+from torchdfa.track.scoring import evaluate
 from torchdfa.track.sequences import Sequence
 from torchdfa.track.tracker import Tracker
 from torchdfa.track.video import writer

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchdfa import runner
 from torchdfa.errors import UsageError
 from torchdfa.track import cost, state
 from torchdfa.track import weights as weights_file
-from torchdfa.track.boxes import overlap
 from torchdfa.track.options import TrackerConfig, preset
 from torchdfa.track.results import write_one
 from torchdfa.track.sequences import OTB, Sequence
@@ -204,8 +202,3 @@ class _Going:
         for left in (self.state, self.notes):
             left.unlink(missing_ok=True)
         return record
-
-
-def mean_overlap(boxes: NDArray[np.float64], sequence: Sequence) -> float:
-    """Mean IoU with the truth, for a first look while a run goes on."""
-    return float(overlap(boxes, sequence.boxes[: len(boxes)]).mean())

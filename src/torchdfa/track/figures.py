@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from torchdfa.errors import UsageError
 from torchdfa.track import table
-from torchdfa.track.evaluate import Scores
 from torchdfa.track.protocols import DISTANCES, OVERLAPS
 from torchdfa.track.reporting import Arm, arms
+from torchdfa.track.scoring import Scores
 from torchdfa.train import runs
 from torchdfa.train.csvfile import to_csv
 from torchdfa.train.plots import drawn
@@ -48,7 +48,9 @@ def _title(scores: Seq[Scores]) -> str:
 
 def _curves(axes: Axes, kind: str, scores: Seq[Scores], title: str) -> None:
     x, x_label, y_label, measure = PLOTS[kind]
-    for k, s in enumerate(sorted(scores, key=lambda s: -float(getattr(s, measure)))):
+    places = {s.tracker: k for k, s in enumerate(scores)}  # one colour in every plot, whoever is first in it
+    for s in sorted(scores, key=lambda s: -float(getattr(s, measure))):
+        k = places[s.tracker]
         style = "-" if k < len(_LINES) else "--"
         label = f"{s.tracker} [{getattr(s, measure):.3f}]"
         axes.plot(x, getattr(s, kind), style, color=_LINES[k % len(_LINES)], linewidth=1.8, label=label)

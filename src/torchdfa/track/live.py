@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchdfa.errors import UsageError
+from torchdfa.errors import RunError, UsageError
 from torchdfa.track import cost, draw, video
 from torchdfa.track.boxes import overlap
 from torchdfa.track.boxfile import write_boxes
+from torchdfa.track.checks import checked_box
 from torchdfa.track.frames import pixels
 from torchdfa.track.sequences import Sequence, read_folder
 from torchdfa.track.stopping import TrackingStopped
-from torchdfa.track.tracker import Tracker, checked_box
+from torchdfa.track.tracker import Tracker
 from torchdfa.track.watching import Watch
 from torchdfa.train import machine, runs
 from torchdfa.train.csvfile import to_csv
@@ -88,7 +89,14 @@ def track(
     checked_box(box, (first.shape[1], first.shape[0]))
     out.mkdir(parents=True, exist_ok=True)
     lines = [_Line(t, colour) for t, colour in zip(trackers, itertools.cycle(draw.COLOURS), strict=False)]
-    signum = _go(source, lines, itertools.chain([first], stream), box, video_out, frames)
+    try:
+        total = frames or (len(truth) if truth else video.length(source))
+        signum = _go(lines, itertools.chain([first], stream), box, video_out, total)
+    except UsageError as error:  # a frame that cannot be read, in the middle
+        if not lines[0].rows:
+            raise
+        _write(out, lines, source, truth, stopped=True)
+        raise RunError(f"{error} What was tracked before, {len(lines[0].rows)} frames, is in {out}") from None
     summary = _write(out, lines, source, truth, stopped=bool(signum))
     if signum:
         raise TrackingStopped(signum, out, f"stopped after {len(lines[0].rows)} frames; what was tracked is in {out}")
@@ -121,8 +129,7 @@ def _first_box(box: Any, select: bool, first: NDArray[np.uint8], truth: Sequence
     return truth.boxes[0]
 
 
-def _go(source: str, lines: Seq[_Line], stream: Any, box: Any, video_out: Path | None, frames: int | None) -> int:
-    total = frames or video.length(source)
+def _go(lines: Seq[_Line], stream: Any, box: Any, video_out: Path | None, total: int | None) -> int:
     with StopSignals() as signals, video.writer(video_out) as out, Watch("tracking", total) as watch:
         try:
             for frame in stream:

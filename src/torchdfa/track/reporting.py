@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from torchdfa.errors import UsageError
 from torchdfa.track import bootstrap, results, table
-from torchdfa.track.evaluate import Scores, evaluate, markdown
-from torchdfa.track.sequences import OTB, Sequence
+from torchdfa.track.scoring import Scores, evaluate, markdown
+from torchdfa.track.sequences import OTB
 from torchdfa.train import runs
 
 _NAME = re.compile(r"^(?P<arm>(?P<rule>.+)-b(?P<batch>\d+))-s(?P<seed>\d+)$")
@@ -80,16 +79,14 @@ def score_all(
     for folder in tracker_folders(paths):
         found = results.read(folder)
         results.warn_of_unknown(found)
-        chosen = _as_run(folder, data)
-        source: OTB | Mapping[str, Sequence] = data if chosen is None else chosen
-        scores.append(evaluate(found, source, rules=rules, missing=missing, truncate=truncate))
+        scores.append(evaluate(found, _as_run(folder, data), rules=rules, missing=missing, truncate=truncate))
     return scores
 
 
-def _as_run(folder: Path, data: OTB) -> dict[str, Sequence] | None:
+def _as_run(folder: Path, data: OTB) -> OTB:
     config = folder / runs.CONFIG
     frames = runs.read_json(config).get("frames") if config.is_file() else None
-    return {s.name: s.head(frames) for s in data} if frames else None
+    return data.head(frames) if frames else data
 
 
 def arms(scores: Seq[Scores]) -> list[Arm]:

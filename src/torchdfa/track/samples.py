@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -103,7 +102,3 @@ def require(found: Tensor, wanted: int, what: str, box: Tensor) -> Tensor:
 
 def _shown(box: Tensor) -> str:
     return ",".join(f"{value:g}" for value in np.round(box.numpy(), 2))
-
-
-def halves(n: int) -> tuple[int, int]:
-    return math.ceil(n / 2), n // 2

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from torchdfa.errors import UsageError
 from torchdfa.track import table
@@ -91,6 +90,13 @@ class OTB:
         if found is None:
             raise UsageError(f"{self.root} does not hold the sequence {name!r}")
         return found
+
+    def head(self, frames: int) -> OTB:
+        """The same set with the first frames of each sequence alone, which its version says."""
+        cut = copy.copy(self)
+        cut.version = f"{self.version}, first {frames} frames"
+        cut.sequences = {name: sequence.head(frames) for name, sequence in self.sequences.items()}
+        return cut
 
     def _from_folders(self) -> dict[str, Sequence]:
         if not self.root.is_dir():
@@ -212,11 +218,3 @@ def _ground_truth(folder: Path, target: table.Target | None) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UsageError(f"{folder} holds no ground truth: a file {candidates[0]} with a line x,y,w,h for each frame")
-
-
-def first_box(folder: Path) -> Boxes | None:
-    """The first true box of a folder of frames, where it has any."""
-    try:
-        return np.array(read_folder(folder, truncate=True).boxes[0])
-    except UsageError:
-        return None

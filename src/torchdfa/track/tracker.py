@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchdfa.counter import stream_key
-from torchdfa.errors import RunError, UsageError
+from torchdfa.errors import UsageError
 from torchdfa.track import weights as weights_file
+from torchdfa.track.checks import checked_box, use_bf16
 from torchdfa.track.crops import features, prepared
 from torchdfa.track.frames import Frame, pixels
 from torchdfa.track.learner import Learner
 from torchdfa.track.mdnet import CROP, MDNet
 from torchdfa.track.options import TrackerConfig, preset
 from torchdfa.track.regressor import BoxRegressor
-from torchdfa.track.samples import SMALLEST, Spread, draw, draw_overlapping, halves, require
+from torchdfa.track.samples import Spread, draw, draw_overlapping, require
 from torchdfa.train import machine
 
-LEAST_SIDE = 4.0  # pixels
 LEAST_BOXES = 10  # to learn the box regression from
 PARTS = ("features", "update", "regressor", "rest")  # of the time
 
@@ -65,7 +65,7 @@ class Tracker:
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.device = torch.device(machine.choose_device(self.config.device))
-        self.bf16 = _bf16(self.config.precision, self.device.type)
+        self.bf16 = use_bf16(self.config.precision, self.device.type)
         if isinstance(weights, (str, Path)):
             weights = weights_file.load(weights, seed=self.config.seed)
         self.weights = weights
@@ -169,9 +169,9 @@ class Tracker:
     def _learn_first_frame(self) -> None:
         c, draw_ = self.config, self._examples
         near = draw_("positive", Spread("gaussian", 0.1, c.positive_scale), c.first_positives, low=0.7)
-        uniform, whole = halves(c.first_negatives)
+        whole = c.first_negatives // 2  # all over the image, the others around the target
         far = torch.cat([
-            self._boxes(Spread("uniform", 1.0, c.first_negative_scale), uniform, high=0.5),
+            self._boxes(Spread("uniform", 1.0, c.first_negative_scale), c.first_negatives - whole, high=0.5),
             self._boxes(Spread("whole", 0.0, c.first_negative_scale), whole, high=0.5),
         ])  # fmt: skip
         far = require(far, c.first_negatives, "negative", self.target)
@@ -238,38 +238,3 @@ class Tracker:
     def _rest(self, began: float, before: dict[str, float] | None = None) -> None:
         spent = sum(self.seconds.values()) - sum((before or {}).values())
         self.seconds["rest"] += max(0.0, time.perf_counter() - began - spent)
-
-
-def _bf16(precision: str, device: str) -> bool:
-    chosen = machine.choose_precision(precision, device)
-    fast = machine.choose_precision("auto", device) == "bf16"
-    if chosen == "bf16" and not fast and device == "cpu":
-        warnings.warn("this processor has no fast bf16; fp32 is used, which is faster here.", stacklevel=3)
-        return False
-    return chosen == "bf16"
-
-
-def checked_box(box: Any, size: tuple[int, int]) -> Tensor:
-    """A box as float64 (4,); UsageError where it cannot be tracked in an image of ``size`` (width, height)."""
-    try:
-        values = np.asarray(box, dtype=np.float64).reshape(4)
-    except (TypeError, ValueError):
-        raise UsageError(f"the box must be four numbers x,y,w,h; got {box!r}") from None
-    shown, (x, y, w, h), (width, height) = ",".join(f"{v:g}" for v in values), values, size
-    if not np.isfinite(values).all():
-        raise UsageError(f"the box {shown} holds NaN or infinity")
-    if w < LEAST_SIDE or h < LEAST_SIDE:
-        raise UsageError(f"the box {shown} is too small: width and height must be at least {LEAST_SIDE:g} pixels")
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise UsageError(f"the box {shown} lies outside the image of {width} x {height} pixels")
-    if w > width or h > height:
-        raise UsageError(f"the box {shown} is larger than the image of {width} x {height} pixels")
-    if width <= 2 * SMALLEST or height <= 2 * SMALLEST:
-        raise RunError(f"an image of {width} x {height} pixels is too small to track in")
-    if min(w, h) < SMALLEST or w > width - SMALLEST or h > height - SMALLEST:
-        warnings.warn(
-            f"the box {shown} is below {SMALLEST:g} pixels or fills the image of {width} x {height}: samples of other "
-            "sizes stand for it, and tracking will be poor.",
-            stacklevel=3,
-        )
-    return torch.from_numpy(values.copy())

@@ -8,8 +8,8 @@ import pytest
 
 from torchdfa.errors import UsageError
 from torchdfa.track import results, table
-from torchdfa.track.evaluate import evaluate, markdown
 from torchdfa.track.results import Results
+from torchdfa.track.scoring import evaluate, markdown
 from torchdfa.track.sequences import OTB, Sequence
 
 # Their published scores were computed against other ground truth than today's (Tiger1: frames 1 to 5; Board and

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torchdfa.track.crops import crop, prepared
 from torchdfa.track.frames import pixels
 from torchdfa.track.lrn import NORMS
 from torchdfa.track.mdnet import CROP, VGGM, MDNet, initialise_
+from torchdfa.track.pretrain_options import PretrainConfig
 from torchdfa.track.samples import Spread, draw_overlapping
 from torchdfa.track.sequences import Sequence
 from torchdfa.track.stopping import TrackingStopped
@@ -35,50 +35,6 @@ from torchdfa.train.stop import StopSignals
 POSITIVE, NEGATIVE = Spread("gaussian", 0.1, 1.2, 1.1), Spread("uniform", 1.0, 1.2, 1.1)
 WEIGHTS = "weights.safetensors"
 _STATE = ("settings", "clips", "step", "model", "optimizer")
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Settings of pretraining; the defaults are PyMDNet's for VOT clips, from random weights.
-
-    A cycle is one step on each clip: ``frames`` frames of it, ``positives`` and ``negatives`` crops in all.
-    """
-
-    cycles: int = 100
-    frames: int = 8
-    positives: int = 32
-    negatives: int = 96
-    lr: float = 1e-4
-    last: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    clip: float = 10.0
-    augment: bool = True
-    context: float = 1 + 32 / CROP
-    norm: str = "pymdnet-2019"
-    start: str | None = None  # weights to begin with
-    seed: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        whole = {"cycles", "frames", "positives", "negatives", "seed"}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in whole and (isinstance(value, bool) or not isinstance(value, int)):
-                raise UsageError(f"{f.name} must be a whole number; got {value!r}")
-            if f.name in whole - {"seed"} and value < 1:
-                raise UsageError(f"{f.name} must be at least 1; got {value}")
-        if self.positives % self.frames or self.negatives % self.frames:
-            raise UsageError(f"positives and negatives must be multiples of frames ({self.frames}), which share them")
-        if not self.lr > 0:
-            raise UsageError(f"lr must be above 0; got {self.lr}")
-        if self.norm not in NORMS:
-            raise UsageError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Pretraining:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from torchdfa.errors import UsageError
-from torchdfa.track import pretrain as module
+from torchdfa.track import pretraining as module
 from torchdfa.track import synthetic, weights
 from torchdfa.track.augment import gaussian_blur, rotate, vary
 from torchdfa.track.clips import find_clips
-from torchdfa.track.pretrain import PretrainConfig, Pretraining, pretrain
+from torchdfa.track.pretrain_options import PretrainConfig
+from torchdfa.track.pretraining import Pretraining, pretrain
 from torchdfa.track.stopping import TrackingStopped
 from torchdfa.train.runs import read_lines
 from track.small import Features
