@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -45,6 +46,12 @@ class Outcome:
     status: Literal["done", "stopped", "failed", "left"]
     value: Any = None
     message: str = ""
+
+
+def tally(counts: Counter[str]) -> str:
+    """What became of all tasks in a few words, from the number of outcomes of each status."""
+    words = {"done": "done", "stopped": "stopped, to go on", "failed": "failed", "left": "not begun"}
+    return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
 
 
 def run(

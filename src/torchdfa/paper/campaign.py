@@ -74,11 +74,8 @@ def _told(outcomes: Iterator[Outcome], total: int, watched: _Watched) -> Counter
         counts[outcome.status] += 1
         if outcome.status != "left":
             watched.say(f"[{counts.total()}/{total}] {outcome.name}: {outcome.value or outcome.message}")
-    watched.say(", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status]))
+    watched.say(runner.tally(counts))
     return counts
-
-
-_WORDS = {"done": "done", "stopped": "stopped, to go on", "failed": "failed", "left": "not begun"}
 
 
 def _todo(plan: Campaign) -> list[tuple[Recipe, int]]:
