@@ -88,8 +88,8 @@ def test_gradients_are_the_papers(rule: str, init: Any, activation: str, boundar
     slow_rule = "dfa" if rule == "bdfa" else rule
     expected = gradients(slow_rule, *arrays(model), dense_feedback(model), ACTIVATIONS[activation], x, y)
     for layer, weight, bias in zip(linears(model), expected[0], expected[1], strict=True):
-        np.testing.assert_allclose(layer.weight.grad.numpy(), weight, rtol=0, atol=3e-16)
-        np.testing.assert_allclose(layer.bias.grad.numpy(), bias, rtol=0, atol=3e-16)
+        np.testing.assert_allclose(layer.weight.grad.numpy(), weight, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(layer.bias.grad.numpy(), bias, rtol=0, atol=1e-15)
     np.testing.assert_allclose(input_error.numpy(), expected[2], rtol=0, atol=1e-15)
 
 

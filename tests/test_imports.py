@@ -36,7 +36,7 @@ CORE = (
     "__init__",
 )
 # The programs may import the core; the core never knows them.
-VISITORS = ("train", "bench", "cli", "__main__")
+VISITORS = ("train", "runner", "paper", "online", "track", "bench", "cli", "__main__")
 
 SMOKE = """
 import sys

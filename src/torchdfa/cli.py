@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from torchdfa.errors import ConversionError, RunError, UsageError
+from torchdfa.paper import commands as paper
+from torchdfa.track import commands as tracking
 from torchdfa.train.config import TrainConfig
 from torchdfa.train.stop import Stopped
 
@@ -18,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train image classifiers with direct feedback alignment.",
 )
+app.add_typer(paper.app, name="paper")
 _DEFAULT = TrainConfig()
 
 
@@ -65,16 +68,21 @@ def train(
     validate: Annotated[float, Flag(help="test on this part of the training images instead (for tuning)")] = 0.0,
     augment: Annotated[bool, Flag("--augment/--no-augment", help="random flip and crop")] = _DEFAULT.augment,
     model: Annotated[str, Flag(help="cnn, mlp or vgg16")] = _DEFAULT.model,
-    fc_width: Annotated[int, Flag(help="width of the fully-connected layers")] = _DEFAULT.fc_width,
+    fc_layers: Annotated[int, Flag(help="number of fully-connected layers")] = _DEFAULT.fc_layers,
+    fc_width: Annotated[int, Flag(help="width of the hidden ones")] = _DEFAULT.fc_width,
     fc_batch_norm: Annotated[bool, Flag("--fc-batch-norm", help="batch norm after them")] = False,
+    dropout: Annotated[float, Flag(help="dropout after them")] = _DEFAULT.dropout,
+    fixed_output: Annotated[bool, Flag("--fixed-output", help="with --fc-layers 1: fixed random signs")] = False,
     rule: Annotated[str, Flag(help="bp, fa, dfa, bdfa, frozen; several with commas")] = "bp,dfa,bdfa",
     init: Annotated[str, Flag(help="feedback: product (Eq. 7, 9) or random")] = _DEFAULT.init,
     distribution: Annotated[str, Flag(help="of random feedback: normal, uniform, sign")] = _DEFAULT.distribution,
     scale: Annotated[str | None, Flag(help="of feedback: match, he, unit or a number")] = None,
     boundary: Annotated[str, Flag(help="how the error enters the convolutions: direct, transpose")] = "direct",
+    layers: Annotated[str, Flag(help="head, or all: feedback to every convolution too")] = _DEFAULT.layers,
     epochs: Annotated[int, Flag()] = _DEFAULT.epochs,
     batch_size: Annotated[int, Flag(help="images a step, over all processes")] = _DEFAULT.batch_size,
     lr: Annotated[float | None, Flag(help="learning rate at the start; by default 0.003 for vgg16, else 0.01")] = None,
+    conv_lr_factor: Annotated[float, Flag(help="times that rate for the convolutions")] = _DEFAULT.conv_lr_factor,
     schedule: Annotated[str, Flag(help="cosine, step or constant")] = _DEFAULT.schedule,
     momentum: Annotated[float, Flag()] = _DEFAULT.momentum,
     weight_decay: Annotated[float, Flag()] = _DEFAULT.weight_decay,
@@ -82,6 +90,7 @@ def train(
     precision: Annotated[str, Flag(help="auto, fp32, bf16 or fp16")] = _DEFAULT.precision,
     device: Annotated[str, Flag(help="auto, cpu or cuda")] = _DEFAULT.device,
     threads: Annotated[int | None, Flag(help="CPU threads; 1 for each of several runs side by side")] = None,
+    test_every: Annotated[int, Flag(help="epochs from test to test")] = _DEFAULT.test_every,
     compile: Annotated[bool, Flag("--compile", help="use torch.compile")] = False,  # noqa: A002
     log_alignment: Annotated[int, Flag(help="measure the angles to the true gradient every N steps")] = 0,
     tensorboard: Annotated[bool, Flag("--tensorboard", help="log for TensorBoard too")] = False,
@@ -166,6 +175,34 @@ def verify(runs: Annotated[list[Path], typer.Argument(help="folders of finished 
 
 
 @app.command()
+def online(
+    source: Annotated[str, typer.Argument(help="features.npz with X and y, a CSV of label,number,... or - for stdin")],
+    rule: Annotated[str, Flag(help="bp, fa, dfa, bdfa, frozen; several with commas")] = "bdfa",
+    hidden: Annotated[str, Flag(help="widths of the hidden layers with commas, or none")] = "512",
+    lr: Annotated[float, Flag(help="learning rate")] = 0.003,
+    momentum: Annotated[float, Flag()] = 0.0,
+    replay: Annotated[int, Flag(help="samples of each class that are kept and learned again")] = 0,
+    classes: Annotated[str | None, Flag(help="all labels of a CSV stream with commas; else they are added")] = None,
+    order: Annotated[str, Flag(help="of an .npz: random, class, bursts, given")] = "random,class,bursts",
+    repeats: Annotated[int, Flag(help="streams of each order")] = 3,
+    delay: Annotated[int, Flag(help="samples after which a label is known")] = 0,
+    window: Annotated[int | None, Flag(help="samples of the windowed accuracy")] = None,
+    seed: Annotated[int, Flag(help="of weights, feedback, replay and orders")] = 0,
+    load: Annotated[str | None, Flag(help="go on with the head in this file")] = None,
+    out: Annotated[str | None, Flag(help="folder of the results; runs/online by default")] = None,
+) -> None:
+    """Learn from a stream of feature vectors, classifying each before it is learned."""
+    from torchdfa.online.program import OnlineConfig
+    from torchdfa.online.program import online as learn
+
+    learn(
+        source,
+        OnlineConfig(rule, hidden, lr, momentum, replay, classes, order, repeats, delay, window, seed, load),
+        out,
+    )
+
+
+@app.command()
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="sign_mm, backward, step, memory; all, if none")] = None,
     size: Annotated[str, Flag(help="small (seconds) or full (many minutes, 16 GB of memory)")] = "small",
@@ -179,3 +216,6 @@ def bench(
     from torchdfa.bench.program import bench as measure
 
     measure(names or [], size=size, only=only, rounds=rounds, threads=threads, out=out, show=show)
+
+
+tracking.add_to(app)

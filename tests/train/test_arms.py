@@ -24,14 +24,14 @@ def test_seeds_of_one_recipe_are_one_arm_with_mean_and_std(tmp_path):
     assert arm.mean("top1") == pytest.approx((90 + 91 + 94) / 3)
     assert arm.std("top1") == pytest.approx(stdev([90, 91, 94]))
     assert arm.mean("balanced_accuracy") == pytest.approx((89 + 90 + 93) / 3)
-    assert arm.curve("test_top1")[-1] == pytest.approx((arm.mean("top1"), arm.std("top1")))
+    assert arm.curve("test_top1")[-1] == pytest.approx((5, arm.mean("top1"), arm.std("top1")))
     assert (arm.label, arm.finished, arm.epochs) == ("CBDFA product", True, (5, 5))
 
 
 def test_one_run_has_no_spread(tmp_path):
     (arm,) = read(write_run(tmp_path / "a"))
     assert arm.std("top1") is None
-    assert {spread for _, spread in arm.curve("train_loss")} == {0.0}
+    assert {spread for _, _, spread in arm.curve("train_loss")} == {0.0}
 
 
 def test_the_same_folder_twice_counts_once(tmp_path):

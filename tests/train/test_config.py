@@ -30,6 +30,15 @@ from torchdfa.train.config import TrainConfig, learning_rate, reconcile
         ("batch_size", -3, "--batch-size must be at least 1; got -3"),
         ("momentum", 1.0, "--momentum must lie in 0 <= momentum < 1; got 1.0"),
         ("validate", 1.0, "--validate must be a fraction, 0 <= validate < 1; got 1.0"),
+        ("layers", "some", "--layers must be one of head, all; got 'some'"),
+        ("fc_layers", 0, "--fc-layers must be at least 1; got 0"),
+        ("dropout", 1.0, "--dropout must lie in 0 <= dropout < 1; got 1.0"),
+        ("conv_lr_factor", 0.0, "--conv-lr-factor must be a positive number; got 0.0"),
+        ("test_every", 0, "--test-every must be at least 1; got 0"),
+        (
+            *("fixed_output", True),
+            "--fixed-output must go with --fc-layers 1, as it is a linear classifier on the convolutions; got True",
+        ),
         ("epochs", "3", "--epochs must be of type int; got '3'"),
         ("seed", True, "--seed must be of type int; got True"),
         ("augment", 1, "--augment must be of type bool; got 1"),
@@ -48,8 +57,8 @@ def test_settings_survive_json() -> None:
 
 
 def test_settings_of_a_newer_version_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="'dropout', which this version"):
-        TrainConfig.from_dict(TrainConfig().to_dict() | {"dropout": 0.1})
+    with pytest.raises(UsageError, match="'label_smoothing', which this version"):
+        TrainConfig.from_dict(TrainConfig().to_dict() | {"label_smoothing": 0.1})
 
 
 _JSON = st.recursive(
@@ -85,6 +94,7 @@ def test_any_json_is_taken_or_refused(value: object) -> None:
         ({"rule": "dfa"}, "CDFA product", "digits-cnn-CDFA-product-s0"),
         ({"rule": "bdfa", "init": "random", "seed": 3}, "CBDFA random", "digits-cnn-CBDFA-random-s3"),
         ({"rule": "bdfa", "model": "mlp"}, "BDFA product", "digits-mlp-BDFA-product-s0"),
+        ({"rule": "dfa", "init": "random", "layers": "all"}, "DFA random", "digits-cnn-DFA-random-s0"),
         ({"rule": "frozen", "model": "vgg16"}, "Frozen", "digits-vgg16-Frozen-s0"),
         ({"rule": "bp", "data": "some/photos/"}, "BP", "photos-cnn-BP-s0"),
     ],

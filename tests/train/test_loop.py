@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch import nn
 
 from small_runs import STEPS_AN_EPOCH, figures, small, weights
 from torchdfa.errors import RunError
-from torchdfa.train import loop, models, plots, program, runs
+from torchdfa.train import TrainConfig, load_model, loop, plots, program, runs
+from torchdfa.train.arms import arms
 from torchdfa.train.loop import Trainer
 from torchdfa.train.stop import Stopped
 
@@ -39,24 +42,6 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signa
         after_step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "after_step", interrupting)
-
-
-def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the networks dropout, which draws from torch's own generator in each step."""
-    build = models.build
-
-    def dropping(*arguments: Any, **named: Any) -> nn.Module:
-        model = build(*arguments, **named)
-        model.get_submodule("classifier").insert(1, nn.Dropout(0.2))  # type: ignore[operator]
-        return model
-
-    monkeypatch.setattr(models, "build", dropping)
-    monkeypatch.setattr("torchdfa.train.export.save", lambda folder, net, **_: save_plain(folder, net))
-
-
-def save_plain(folder: Path, net: nn.Module) -> None:
-    parts = [t.numpy().tobytes() for t in net.state_dict().values()]
-    (folder / "model.safetensors").write_bytes(b"".join(parts))
 
 
 def resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,14 +116,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
 
 
 def test_dropout_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small(epochs=2)
-    with_dropout(monkeypatch)
+    config = small(epochs=2, dropout=0.2)
     program.train(config, tmp_path / "whole")
     interrupt_at(monkeypatch, 5, signal.SIGTERM)
     with pytest.raises(Stopped):
         program.train(config, tmp_path / "parts")
     monkeypatch.undo()
-    with_dropout(monkeypatch)
     torch.manual_seed(777)
     program.resume(tmp_path / "parts")
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
@@ -251,3 +234,79 @@ def test_the_metrics_name_what_they_should(tmp_path: Path) -> None:
     assert first["images_per_second"] * first["seconds"] == pytest.approx(200, abs=rounding)
     assert 0 < last["learning_rate"] < first["learning_rate"] < 0.1
     assert {"train_loss", "train_top1", "test_loss", "test_top1", "test_top5"} <= set(first)
+
+
+def test_the_convolutions_learn_at_a_rate_of_their_own(tmp_path: Path) -> None:
+    """One step from the same weights: the convolutions move three times as far, the head as far as before."""
+    config = small(rule="bp", epochs=1, subset=32, batch_size=32, augment=False, momentum=0.0, weight_decay=0.0)
+    data = program.load(config)
+    start, one, three = (
+        dict(trained.named_parameters())
+        for trained in (
+            loop.build(config, data),
+            one_step(config, tmp_path / "one"),
+            one_step(replace(config, conv_lr_factor=3.0), tmp_path / "three"),
+        )
+    )
+    for name, before in start.items():
+        factor = 3.0 if name.startswith("features.") else 1.0
+        torch.testing.assert_close(
+            three[name] - before, factor * (one[name] - before), rtol=1e-3, atol=5e-7
+        )  # weights near 1 in float32
+        assert not torch.equal(one[name], before)
+
+
+def one_step(config: TrainConfig, folder: Path) -> nn.Module:
+    program.train(config, folder, quiet=True)
+    return load_model(folder).network
+
+
+def test_a_rate_of_their_own_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(epochs=2, conv_lr_factor=2.0)
+    program.train(config, tmp_path / "whole")
+    interrupt_at(monkeypatch, 5)
+    with pytest.raises(Stopped):
+        program.train(config, tmp_path / "parts")
+    resumed(tmp_path / "parts", monkeypatch)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_testing_less_often_changes_nothing_but_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program.train(small(epochs=5), tmp_path / "each")
+    program.train(small(epochs=5, test_every=2), tmp_path / "second")
+    assert weights(tmp_path / "each") == weights(tmp_path / "second")
+    lines = {line["epoch"]: line for line in figures(tmp_path / "each")}
+    assert figures(tmp_path / "second") == [lines[2], lines[4], lines[5]]
+    assert arms([runs.read(tmp_path / "second")])[0].epochs == (5, 5)
+    interrupt_at(monkeypatch, 3 * STEPS_AN_EPOCH)  # at the end of an epoch that is not tested
+    with pytest.raises(Stopped):
+        program.train(small(epochs=5, test_every=2), tmp_path / "parts")
+    resumed(tmp_path / "parts", monkeypatch)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "each")
+    assert figures(tmp_path / "parts") == figures(tmp_path / "second")
+
+
+def test_conventional_dfa_sends_the_error_to_every_layer(tmp_path: Path) -> None:
+    config = small(rule="dfa", init="random", layers="all", epochs=1)
+    report = str(program.train(config, tmp_path / "run").config["report"])
+    for layer in ("features.4", "features.8", "classifier.0", "classifier.2", "classifier.4"):
+        assert f"feedback at the input of {layer}" in report
+
+
+def test_the_result_says_which_test_images_were_right(tmp_path: Path) -> None:
+    run = program.train(small(epochs=2, subset=600), tmp_path / "run")
+    assert run.result is not None
+    data = program.load(small(subset=600))
+    found = load_model(tmp_path / "run")(data.test_x).argmax(1) == data.test_y
+    bits = int.from_bytes(bytes.fromhex(run.result["right"]), "little")
+    assert [bool(bits >> i & 1) for i in range(len(found))] == found.tolist()
+
+
+def test_the_deadline_stops_a_run_as_a_signal_does(tmp_path: Path) -> None:
+    config = small(epochs=3)
+    program.train(config, tmp_path / "whole")
+    with pytest.raises(Stopped) as stop:
+        program.train(config, tmp_path / "parts", deadline=time.time() - 1)
+    assert stop.value.step == 1
+    program.resume(tmp_path / "parts", deadline=time.time() + 600)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -67,3 +69,32 @@ def test_cnn_says_that_images_are_too_small() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UsageError, match="--model must be one of cnn, mlp, vgg16; got 'alexnet'"):
         models.build("alexnet", classes=10, channels=3, image_size=32)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_the_head_has_as_many_layers_as_asked_for(layers: int) -> None:
+    model = models.build("mlp", classes=4, channels=1, image_size=4, fc_layers=layers, fc_width=6, dropout=0.3)
+    head = model.get_submodule("classifier")
+    shapes = [tuple(m.weight.shape) for m in head.children() if isinstance(m, nn.Linear)]
+    widths = [16, *[6] * (layers - 1), 4]
+    assert shapes == [(after, before) for before, after in itertools.pairwise(widths)]
+    assert [m.p for m in head.children() if isinstance(m, nn.Dropout)] == [0.3] * (layers - 1)
+
+
+def test_a_fixed_output_is_signs_of_hes_deviation_and_does_not_learn() -> None:
+    model = models.build("cnn", classes=10, channels=1, image_size=8, fc_layers=1, fixed_output=True)
+    (layer,) = model.get_submodule("classifier").children()
+    assert isinstance(layer, nn.Linear)
+    assert layer.bias is None
+    assert not layer.weight.requires_grad
+    scale = (2 / layer.in_features) ** 0.5
+    assert layer.weight.abs().unique().tolist() == pytest.approx([scale])
+    assert 0.3 < (layer.weight > 0).float().mean() < 0.7
+    model(torch.rand(3, 1, 8, 8)).sum().backward()
+    assert layer.weight.grad is None
+    assert model.get_submodule("features.0").weight.grad is not None
+
+
+def test_an_absurd_number_of_layers_is_refused_before_memory_is_taken() -> None:
+    with pytest.raises(UsageError, match="--fc-layers must be at most 100; got 1000000000"):
+        models.build("mlp", classes=10, channels=1, image_size=4, fc_layers=10**9)

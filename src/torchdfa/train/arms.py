@@ -14,9 +14,12 @@ from torchdfa.errors import UsageError
 from torchdfa.train.config import TrainConfig
 from torchdfa.train.runs import Run
 
-RULE_SETTINGS = ("rule", "init", "distribution", "scale", "boundary")
+RULE_SETTINGS = ("rule", "init", "distribution", "scale", "boundary", "layers")
 # Settings that change how a run is carried out or watched, not what is learned.
-_ASIDE = ("seed", "data_dir", "download", "device", "threads", "compile", "log_alignment", "tensorboard")
+ASIDE = (
+    *("seed", "data_dir", "download", "device", "threads", "compile"),
+    *("test_every", "log_alignment", "tensorboard"),
+)
 _LARGEST = sys.float_info.max
 _PERCENT = ("top1", "top5", "balanced_accuracy")
 EPOCH_FIGURES = ("train_loss", "train_top1", "test_loss", "test_top1")
@@ -43,7 +46,8 @@ class Arm:
     @property
     def epochs(self) -> tuple[int, int]:
         """How many epochs are done, and how many were asked for."""
-        return len(self.runs[0].epochs), self.settings["epochs"]
+        lines = self.runs[0].epochs
+        return lines[-1]["epoch"] if lines else 0, self.settings["epochs"]
 
     def values(self, key: str) -> list[float]:
         """A figure of each run: of its result, or of the last epoch of a run that has not finished."""
@@ -59,10 +63,12 @@ class Arm:
         values = self.values(key)
         return stdev(values) if len(values) > 1 else None
 
-    def curve(self, key: str) -> list[tuple[float, float]]:
-        """(mean, sample standard deviation or 0) of a figure after each epoch."""
-        columns = zip(*([line[key] for line in run.epochs] for run in self.runs), strict=False)
-        return [(mean(c), stdev(c) if len(c) > 1 else 0.0) for c in columns]
+    def curve(self, key: str) -> list[tuple[int, float, float]]:
+        """(epoch, mean, sample standard deviation or 0) of a figure, after each epoch that all runs tested."""
+        by_epoch = [{line["epoch"]: line[key] for line in run.epochs} for run in self.runs]
+        common = [epoch for epoch in by_epoch[0] if all(epoch in found for found in by_epoch)]
+        columns = [(epoch, [found[epoch] for found in by_epoch]) for epoch in common]
+        return [(epoch, mean(c), stdev(c) if len(c) > 1 else 0.0) for epoch, c in columns]
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
@@ -99,7 +105,7 @@ def _arm(run: Run) -> Arm:
     rule = {key: values[key] for key in RULE_SETTINGS}
     if config.rule in ("bp", "frozen"):  # they have no feedback, whatever the settings say of it
         rule = {"rule": config.rule}
-    settings = {key: value for key, value in values.items() if key not in (*RULE_SETTINGS, *_ASIDE)}
+    settings = {key: value for key, value in values.items() if key not in (*RULE_SETTINGS, *ASIDE)}
     settings |= {"images": str(data.get("sha256"))[:8], "test images": _number(run, data, "test_images", 1)}
     speed = {key: resolved.get(key) for key in ("device", "threads", "world_size")}
     speed |= {key: machine.get(key) for key in ("cpu", "gpu", "torch")} | {"compile": config.compile}
@@ -126,7 +132,7 @@ def _data_name(config: TrainConfig) -> str:
 
 def _check_epochs(run: Run) -> None:
     for line in run.epochs:
-        for key in EPOCH_FIGURES:
+        for key in ("epoch", *EPOCH_FIGURES):
             _number(run, line, key)
     if run.result is not None:
         _number(run, run.result, "top1", 0, 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     runs.write(path, buffer.getvalue(), check=_check_archive)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, keys: Collection[str] = KEYS) -> dict[str, Any]:
     """Read a resume file on the CPU; UsageError where it is missing, damaged, holds code or is of a newer format."""
     if not path.is_file():
         raise UsageError(f"{path} is missing, so there is nothing to resume from")
@@ -52,7 +53,7 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} has format {state['format']}, and this version of torchdfa reads up to {FORMAT}; "
             "install a newer one"
         )
-    missing = sorted(set(KEYS) - set(state))
+    missing = sorted(set(keys) - set(state))
     if missing:
         raise UsageError(f"{path} is damaged: it lacks {missing[0]!r}")
     return state

@@ -15,6 +15,7 @@ Init = Literal["random", "product"]
 Distribution = Literal["normal", "uniform", "sign"]
 Scale = float | Literal["unit", "he", "match"]
 Boundary = Literal["direct", "transpose"]
+Layers = Literal["head", "all"]
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -25,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init": get_args(Init),
     "distribution": get_args(Distribution),
     "boundary": get_args(Boundary),
+    "layers": get_args(Layers),
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
     "device": get_args(Device),
@@ -44,16 +46,21 @@ class TrainConfig:
     validate: float = 0.0  # this part of the training images takes the place of the test images
     augment: bool = False
     model: Model = "cnn"
+    fc_layers: int = 3
     fc_width: int = 512
     fc_batch_norm: bool = False
+    dropout: float = 0.0  # after each hidden fully-connected layer
+    fixed_output: bool = False  # the output layer is +-sqrt(2 / units), drawn from the seed, and never learns
     rule: Rule = "bdfa"
     init: Init = "product"
     distribution: Distribution = "normal"
     scale: Scale | None = None
     boundary: Boundary = "direct"
+    layers: Layers = "head"  # what the rule concerns; "all" is conventional DFA, convolutions too
     epochs: int = 15
     batch_size: int = 100
     lr: float | None = None
+    conv_lr_factor: float = 1.0  # the convolutions learn at so many times the learning rate
     schedule: Schedule = "cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -61,6 +68,7 @@ class TrainConfig:
     precision: Precision = "auto"
     device: Device = "auto"
     threads: int | None = None
+    test_every: int = 1  # test after every so many epochs, and after the last
     compile: bool = False
     log_alignment: int = 0  # measure the alignment every so many steps; 0 never
     tensorboard: bool = False
@@ -81,7 +89,8 @@ class TrainConfig:
         """Name of the rule as tables show it, e.g. "CBDFA product"; the C stands for convolutions kept on BP."""
         if self.rule in ("bp", "frozen"):
             return {"bp": "BP", "frozen": "Frozen"}[self.rule]
-        return f"{'' if self.model == 'mlp' else 'C'}{self.rule.upper()} {self.init}"
+        trunk = self.model != "mlp" and self.layers == "head"
+        return f"{'C' if trunk else ''}{self.rule.upper()} {self.init}"
 
     @property
     def run_name(self) -> str:
@@ -128,17 +137,22 @@ def _check_types(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "fc_width"):
+    for name in ("epochs", "batch_size", "fc_layers", "fc_width", "test_every"):
         _require(getattr(config, name) >= 1, name, "be at least 1", config)
     for name in ("image_size", "subset", "threads"):
         _require(getattr(config, name) is None or getattr(config, name) >= 1, name, "be at least 1", config)
     _require(config.lr is None or 0 < config.lr < math.inf, "lr", "be a positive number", config)
     _require(0 <= config.momentum < 1, "momentum", "lie in 0 <= momentum < 1", config)
+    factor_is_right = 0 < config.conv_lr_factor < math.inf
+    _require(factor_is_right, "conv_lr_factor", "be a positive number", config)
+    _require(0 <= config.dropout < 1, "dropout", "lie in 0 <= dropout < 1", config)
     _require(0 <= config.weight_decay < math.inf, "weight_decay", "be 0 or a positive number", config)
     _require(0 <= config.validate < 1, "validate", "be a fraction, 0 <= validate < 1", config)
     _require(config.log_alignment >= 0, "log_alignment", "be 0 or a number of steps", config)
     _require(0 <= config.seed < 2**63, "seed", "lie in 0 <= seed < 2^63", config)
     _require(_scale_is_right(config.scale), "scale", f"be a positive number or one of {', '.join(SCALES)}", config)
+    alone = not config.fixed_output or config.fc_layers == 1
+    _require(alone, "fixed_output", "go with --fc-layers 1, as it is a linear classifier on the convolutions", config)
 
 
 def _scale_is_right(scale: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,9 +43,8 @@ class Description:
         for name, value in fits.items():
             _require(self.model_args.get(name) == value, f"model_args.{name}", f"{value}, as the rest says")
         for name, value in self.model_args.items():
-            kind = "true or false" if name == "fc_batch_norm" else "a positive whole number"
-            right = isinstance(value, bool) if name == "fc_batch_norm" else _is_count(value)
-            _require(right, f"model_args.{name}", kind)
+            kind, is_right = _ARGS.get(name, ("a positive whole number", _is_count))
+            _require(is_right(value), f"model_args.{name}", kind)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False)
@@ -74,6 +74,18 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+# Those of models.build that are no counts.
+_ARGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "fc_batch_norm": ("true or false", _is_flag),
+    "fixed_output": ("true or false", _is_flag),
+    "dropout": ("a number in 0 <= dropout < 1", lambda value: _is_number(value) and 0 <= value < 1),
+}
 
 
 def _require(holds: bool, name: str, rule: str) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 import torchdfa
 from torchdfa.train import runs
 from torchdfa.train.config import TrainConfig
 from torchdfa.train.loop import Trainer, model_args
-from torchdfa.train.metrics import metrics
+from torchdfa.train.metrics import metrics, ranked
 from torchdfa.train.stop import StopSignals
 
 
@@ -78,4 +79,10 @@ def result(trainer: Trainer, outputs: Tensor) -> dict[str, Any]:
         "feedback_bytes_actual": report.actual_bytes,
         "confusion": tested["confusion"],
         "balanced_accuracy": tested["balanced_accuracy"],
+        "right": bits_hex(ranked(outputs)[:, 0] == trainer.data.test_y),
     }
+
+
+def bits_hex(flags: Tensor) -> str:
+    """A bool tensor (N,) as hexadecimal text: flag i is bit i, the lowest of a byte first."""
+    return np.packbits(flags.numpy(), bitorder="little").tobytes().hex()

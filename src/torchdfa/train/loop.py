@@ -31,6 +31,10 @@ SECONDS_BETWEEN_CHECKPOINTS = 300.0
 EXPLODED = 10.0
 
 
+class Diverged(RunError):
+    """The loss exploded, or weights or outputs are not finite."""
+
+
 class Trainer:
     """A run in progress; `fit` trains on from wherever it stands. `checkpoint` saves and restores its attributes."""
 
@@ -38,7 +42,8 @@ class Trainer:
         self.config, self.data, self.fabric, self.folder = config, data, fabric, folder
         self.data_digest = data_digest  # sha256 of the images, by which a resumed run knows them again
         self.net = build(config, data)
-        sgd = torch.optim.SGD(self.net.parameters(), config.base_lr, config.momentum, weight_decay=config.weight_decay)
+        groups = parameter_groups(self.net, config.conv_lr_factor)
+        sgd = torch.optim.SGD(groups, config.base_lr, config.momentum, weight_decay=config.weight_decay)
         model: Any = torch.compile(self.net) if config.compile else self.net
         self.model, self.optimizer = fabric.setup(model, sgd)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -77,14 +82,24 @@ class Trainer:
         """Train until `config.epochs`; raises Stopped at a signal and RunError where the loss explodes."""
         while self.epoch < self.config.epochs:
             self.train_epoch(display, signals)
-            tested = self.evaluate(signals)
-            figures = self.figures() | {f"test_{name}": tested[name] for name in ("loss", "top1", "top5")}
-            if self.fabric.is_global_zero:
-                runs.append(self.folder / runs.METRICS, figures)
-                display.epoch(figures)
-            self.fabric.log_dict({k: v for k, v in figures.items() if v is not None}, step=self.step_number)
+            tested = self.epoch + 1 == self.config.epochs or (self.epoch + 1) % self.config.test_every == 0
+            if tested:
+                self.record(self.figures() | self.test_figures(signals), display)
             self._next_epoch()
-            self.save()
+            if tested:
+                self.save()
+
+    def record(self, figures: dict[str, Any], display: Display) -> None:
+        """Write and show the figures of the epoch just trained and tested."""
+        if self.fabric.is_global_zero:
+            runs.append(self.folder / runs.METRICS, figures)
+            display.epoch(figures)
+        self.fabric.log_dict({k: v for k, v in figures.items() if v is not None}, step=self.step_number)
+
+    def test_figures(self, signals: StopSignals) -> dict[str, Any]:
+        """Figures on the test images, as a line of metrics.jsonl names them."""
+        tested = self.evaluate(signals)
+        return {f"test_{name}": tested[name] for name in ("loss", "top1", "top5")}
 
     def _next_epoch(self) -> None:
         self.epoch, self.done = self.epoch + 1, 0
@@ -103,7 +118,7 @@ class Trainer:
     def step(self, x: Tensor, y: Tensor) -> None:
         """One update of the weights; nothing is read off the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group.get("factor", 1.0)
         logits = self.model(x)
         loss = F.cross_entropy(logits, y)
         self.fabric.backward(loss)
@@ -140,7 +155,7 @@ class Trainer:
     def _diverged(self, found: str) -> None:
         """Name the step, what was found and the way out."""
         raw = self.config.rule in ("fa", "dfa", "bdfa") and self.config.scale not in (None, "match", "he")
-        raise RunError(
+        raise Diverged(
             f"training diverged by step {self.step_number}: {found}, where guessing costs "
             f"{math.log(len(self.data.classes)):.2f}; take --lr below {self.config.base_lr:g}"
             f"{', or --scale match' if raw else ''}; the last good checkpoint is kept in {self.folder}"
@@ -218,8 +233,11 @@ def build(config: TrainConfig, data: Data) -> nn.Module:
     """The converted network in channels_last, on the CPU; its weights depend on the seed alone."""
     torch.manual_seed(config.seed)
     net = models.build(config.model, **model_args(config, data))
+    where: dict[str, Any] = {"head": "classifier"}
+    if config.layers == "all":
+        where = {"layers": "all", "example_input": torch.zeros(1, *data.train_x.shape[1:])}
     torchdfa.convert_(
-        net, config.rule, head="classifier", init=config.init, distribution=config.distribution,
+        net, config.rule, **where, init=config.init, distribution=config.distribution,
         scale=config.scale, boundary=config.boundary, seed=config.seed,
     )  # fmt: skip
     # mypy does not know this form of .to()
@@ -232,6 +250,18 @@ def model_args(config: TrainConfig, data: Data) -> dict[str, Any]:
         "classes": len(data.classes),
         "channels": data.train_x.shape[1],
         "image_size": data.train_x.shape[2],
+        "fc_layers": config.fc_layers,
         "fc_width": config.fc_width,
         "fc_batch_norm": config.fc_batch_norm,
+        "dropout": config.dropout,
+        "fixed_output": config.fixed_output,
     }
+
+
+def parameter_groups(net: nn.Module, conv_lr_factor: float) -> list[dict[str, Any]]:
+    """The parameters for an optimizer; those of `features` apart where they have a learning rate of their own."""
+    if conv_lr_factor == 1.0:
+        return [{"params": list(net.parameters())}]
+    convs = [p for name, p in net.named_parameters() if name.startswith("features.")]
+    rest = [p for name, p in net.named_parameters() if not name.startswith("features.")]
+    return [{"params": rest}, {"params": convs, "factor": conv_lr_factor}]

@@ -22,7 +22,7 @@ def metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
     """
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu().long()
     _check(logits, labels, len(classes))
-    confusion = _confusion(_ranked(logits)[:, 0], labels, len(classes))
+    confusion = _confusion(ranked(logits)[:, 0], labels, len(classes))
     return {
         "top1": top_k(logits, labels, 1),
         "top5": top_k(logits, labels, 5) if len(classes) > 5 else None,
@@ -35,7 +35,7 @@ def metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """Percent of the samples whose label is among the k largest outputs."""
-    hits = (_ranked(logits)[:, :k] == labels[:, None]).any(dim=1)
+    hits = (ranked(logits)[:, :k] == labels[:, None]).any(dim=1)
     return 100 * int(hits.sum()) / len(labels)
 
 
@@ -46,7 +46,8 @@ def balanced_accuracy(confusion: Tensor) -> float:
     return 100 * float((confusion.diagonal()[seen].double() / totals[seen]).mean())
 
 
-def _ranked(logits: Tensor) -> Tensor:
+def ranked(logits: Tensor) -> Tensor:
+    """The classes of each row of `logits` (N, K) from the largest output to the smallest; equal ones in class order."""
     return logits.sort(dim=1, descending=True, stable=True).indices
 
 

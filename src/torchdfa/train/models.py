@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchdfa.errors import UsageError
@@ -11,6 +14,7 @@ from torchdfa.errors import UsageError
 NAMES = ("cnn", "mlp", "vgg16")
 # Figure 3 of Han & Yoo: the 13 convolutions of VGG-16 (Simonyan & Zisserman 2015), M a 2x2 max pooling.
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+MAX_FC_LAYERS = 100  # a number in a tampered file must not fill the memory
 SMALL_CNN = (32, "M", 64, "M", 64)
 _SMALL_CNN_MAP = 4  # the small CNN averages larger maps down to 4x4, so that its head stays small
 
@@ -29,13 +33,23 @@ class Classifier(nn.Module):
 
 
 def build(
-    name: str, *, classes: int, channels: int, image_size: int, fc_width: int = 512, fc_batch_norm: bool = False
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    fc_layers: int = 3,
+    fc_width: int = 512,
+    fc_batch_norm: bool = False,
+    dropout: float = 0.0,
+    fixed_output: bool = False,
 ) -> nn.Module:
     """A network with He initial weights (He et al. 2015) for square images of `image_size` pixels.
 
     "cnn" has three convolutions and averages its last map down to 4x4 where it is larger; "mlp" has none;
-    "vgg16" is Figure 3. The head is three fully-connected layers with ReLU between, `fc_width` wide, with batch
-    norm after the hidden ones where `fc_batch_norm` (the "w/ BN" columns of Table 1).
+    "vgg16" is Figure 3. The head is `fc_layers` fully-connected layers with ReLU between, `fc_width` wide; after each
+    hidden one comes batch norm where `fc_batch_norm` (the "w/ BN" columns of Table 1), and dropout. With
+    `fixed_output` the output layer is random signs times He's deviation, without bias, and does not learn.
     """
     if name == "vgg16":
         features, width = _vgg16_features(channels, image_size)
@@ -45,8 +59,22 @@ def build(
         features, width = [nn.Flatten()], channels * image_size**2
     else:
         raise UsageError(f"--model must be one of {', '.join(NAMES)}; got {name!r}")
-    head = _head(width, fc_width, classes, fc_batch_norm)
-    return he_init_(Classifier(nn.Sequential(*features), head))
+    if fc_layers > MAX_FC_LAYERS:
+        raise UsageError(f"--fc-layers must be at most {MAX_FC_LAYERS}; got {fc_layers}")
+    head = _head([width] + [fc_width] * (fc_layers - 1), classes, fc_batch_norm, dropout)
+    model = he_init_(Classifier(nn.Sequential(*features), head))
+    if fixed_output:
+        fix_to_signs_(head[-1])
+    return model
+
+
+def fix_to_signs_(layer: nn.Module) -> None:
+    """Give a linear layer fixed weights of +-sqrt(2 / in_features), no bias, and take it out of training."""
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.sign() * math.sqrt(2 / layer.in_features))
+    layer.weight.requires_grad_(False)
+    layer.register_parameter("bias", None)
 
 
 def he_init_(model: nn.Module) -> nn.Module:
@@ -96,15 +124,16 @@ def _convs(plan: tuple[Any, ...], channels: int) -> list[nn.Module]:
     return layers
 
 
-def _head(width: int, fc_width: int, classes: int, batch_norm: bool) -> nn.Sequential:
+def _head(widths: list[int], classes: int, batch_norm: bool, dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for _ in range(2):
-        layers.append(nn.Linear(width, fc_width))
+    for width, following in itertools.pairwise(widths):
+        layers.append(nn.Linear(width, following))
         if batch_norm:
-            layers.append(nn.BatchNorm1d(fc_width))
+            layers.append(nn.BatchNorm1d(following))
         layers.append(nn.ReLU())
-        width = fc_width
-    return nn.Sequential(*layers, nn.Linear(width, classes))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 
 def _next_multiple(size: int, base: int) -> int:

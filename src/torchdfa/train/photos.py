@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from torchdfa.errors import UsageError
 
+T = TypeVar("T")
 # Of the formats that Pillow knows these alone are tried: EPS, for one, would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 SUFFIXES = frozenset(
@@ -57,6 +59,14 @@ def decode(photo: str | Path | Image.Image, size: int, channels: int = 3) -> Ten
         return decode_bytes(read(Path(photo)), size, channels, name=str(photo))
 
 
+def whole(photo: str | Path | Image.Image) -> Image.Image:
+    """A photo in RGB at its own size, prepared as by ``decode`` but for its shape. Raises PhotoError."""
+    with pillow_warnings():
+        if isinstance(photo, Image.Image):
+            return _guarded(lambda: _rgb(photo), "The image")
+        return _guarded(lambda: _rgb(Image.open(io.BytesIO(read(Path(photo))), formats=FORMATS)), str(photo))
+
+
 def read(path: Path) -> bytes:
     """The bytes of a photo file; PhotoError where that fails or they are absurdly many."""
     try:
@@ -89,7 +99,7 @@ def pillow_warnings() -> Iterator[None]:
         yield
 
 
-def _guarded(work: Callable[[], Tensor], name: str) -> Tensor:
+def _guarded(work: Callable[[], T], name: str) -> T:
     try:
         return work()
     except _Unusable as error:
@@ -110,11 +120,15 @@ def _opened(content: bytes, size: int, channels: int) -> Tensor:
 
 
 def _pixels(image: Image.Image, size: int, channels: int) -> Tensor:
-    upright = _eight_bits(ImageOps.exif_transpose(image))
-    opaque = _on_white(upright) if upright.has_transparency_data else upright
-    square = ImageOps.fit(opaque.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    square = ImageOps.fit(_rgb(image), (size, size), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(square.convert("L") if channels == 1 else square))
     return pixels.reshape(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    upright = _eight_bits(ImageOps.exif_transpose(image))
+    opaque = _on_white(upright) if upright.has_transparency_data else upright
+    return opaque.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

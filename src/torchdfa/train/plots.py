@@ -62,16 +62,16 @@ def curves(found: Sequence[runs.Run], path: Path) -> None:
     shown = [arm for arm in arms(found) if arm.epochs[0]]
     with drawn(path, (10, 4.4 + 0.22 * ((len(shown) + 3) // 2))) as figure:
         accuracy, loss = figure.subplots(1, 2)
-        for arm, marker in zip(shown, _markers(shown), strict=True):
+        for arm, marker in zip(shown, markers(shown), strict=True):
             for axes, key in ((accuracy, "top1"), (loss, "loss")):
-                _line(axes, arm, f"train_{key}", marker, "--")
-                _line(axes, arm, f"test_{key}", marker, "-")
+                line(axes, arm, f"train_{key}", marker, "--")
+                line(axes, arm, f"test_{key}", marker, "-")
         figure.suptitle(", ".join(dict.fromkeys(f"{arm.settings['data']}, {arm.settings['model']}" for arm in shown)))
-        _dress(accuracy, "top-1 accuracy (%)")
-        _dress(loss, "cross-entropy (nats)")
+        dress(accuracy, "top-1 accuracy (%)")
+        dress(loss, "cross-entropy (nats)")
         if any(value > 0 for line in loss.lines for value in line.get_ydata()):
             _log_scale(loss)
-        _legend(figure, shown)
+        legend(figure, shown)
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
@@ -138,25 +138,27 @@ def _colour(arm: Arm) -> str:
     return _COLOURS.get(" ".join(str(arm.rule[key]) for key in ("rule", "init") if key in arm.rule), "#332288")
 
 
-def _markers(shown: Sequence[Arm]) -> list[str]:
+def markers(shown: Sequence[Arm]) -> list[str]:
     """Arms of one colour differ by their marker."""
     return [_MARKERS[[_colour(a) for a in shown[:k]].count(_colour(arm)) % 8] for k, arm in enumerate(shown)]
 
 
-def _line(axes: Axes, arm: Arm, key: str, marker: str, style: str) -> None:
+def line(axes: Axes, arm: Arm, key: str, marker: str, style: str) -> None:
+    """A figure of an arm over the epochs, in a band of one standard deviation where there are several runs."""
     points, colour = arm.curve(key), _colour(arm)
-    epochs, middle = range(1, len(points) + 1), [m for m, _ in points]
+    epochs, middle = [epoch for epoch, _, _ in points], [m for _, m, _ in points]
     marked = style == "-" or len(points) == 1  # few marks, or many lines run into one another
     axes.plot(
         epochs, middle, style, color=colour, linewidth=1.6, alpha=0.9 if style == "-" else 0.6,
         marker=marker if marked else None, markersize=4, markevery=max(1, len(points) // 6),
     )  # fmt: skip
     if len(arm.runs) > 1:
-        low, high = [m - s for m, s in points], [m + s for m, s in points]
+        low, high = [m - s for _, m, s in points], [m + s for _, m, s in points]
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _dress(axes: Axes, label: str) -> None:
+def dress(axes: Axes, label: str) -> None:
+    """Axes of a figure over the epochs."""
     axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -169,9 +171,10 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, shown: Sequence[Arm]) -> None:
+def legend(figure: Figure, shown: Sequence[Arm]) -> None:
+    """One entry an arm below the axes, and what solid and dashed lines are."""
     handles = []
-    for arm, marker in zip(shown, _markers(shown), strict=True):
+    for arm, marker in zip(shown, markers(shown), strict=True):
         done, wanted = arm.epochs
         n = f", mean ± std of {len(arm.runs)} seeds" if len(arm.runs) > 1 else ""
         stopped = "" if arm.finished else f", stopped after {done} of {wanted} epochs"

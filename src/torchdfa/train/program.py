@@ -30,9 +30,14 @@ _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"
 _DATA_SEED = 0
 
 
-def train(config: TrainConfig, out: str | Path | None = None) -> runs.Run:
-    """Train one network and return its finished run, in the folder `out` (runs/<config.run_name> by default)."""
-    return train_all([config], folders([config], out))[0]
+def train(
+    config: TrainConfig, out: str | Path | None = None, *, deadline: float | None = None, quiet: bool = False
+) -> runs.Run:
+    """Train one network and return its finished run, in the folder `out` (runs/<config.run_name> by default).
+
+    At `deadline` (Unix time) it stops as at a signal: it saves and raises Stopped. `quiet` shows no progress.
+    """
+    return train_all([config], folders([config], out), deadline=deadline, quiet=quiet)[0]
 
 
 def folders(configs: Sequence[TrainConfig], out: str | Path | None) -> list[Path]:
@@ -45,7 +50,9 @@ def folders(configs: Sequence[TrainConfig], out: str | Path | None) -> list[Path
     return [Path("runs" if out is None else out) / name for name in names]
 
 
-def train_all(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> list[runs.Run]:
+def train_all(
+    configs: Sequence[TrainConfig], folders: Sequence[Path], *, deadline: float | None = None, quiet: bool = False
+) -> list[runs.Run]:
     """Train one run after another on the same data, which the first one's settings name.
 
     What can be wrong with settings and folders is found before any data are read, and what can be wrong with the
@@ -64,7 +71,7 @@ def train_all(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> list[r
     found = []
     for i, (config, folder, fabric) in enumerate(zip(configs, folders, launched, strict=True)):
         try:
-            found.append(_run(config, folder, fabric, data))
+            found.append(_run(config, folder, fabric, data, deadline=deadline, quiet=quiet))
         except (RunError, Stopped) as error:
             rest = ",".join(config.rule for config in configs[i + 1 :])
             if rest:
@@ -96,9 +103,16 @@ def check(config: TrainConfig, data: datasets.Data, processes: int) -> None:
         )
 
 
-def resume(folder: str | Path, given: Mapping[str, Any] | None = None) -> runs.Run:
+def resume(
+    folder: str | Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    deadline: float | None = None,
+    quiet: bool = False,
+) -> runs.Run:
     """Continue a run where its checkpoint left it, bit for bit; returns it finished.
 
+    `deadline` and `quiet` are those of `train`.
     `given` are settings that the user named again: one that differs from the run's raises UsageError.
     """
     folder = Path(folder)
@@ -123,7 +137,7 @@ def resume(folder: str | Path, given: Mapping[str, Any] | None = None) -> runs.R
     torch.set_num_threads(machine.choose_threads(exact.threads, data.train_x[0, 0].numel()))
     if digest(data) != state["data"]:
         raise UsageError(f"{folder} was trained on other images than {config.data} now holds; restore them to resume")
-    return _run(config, folder, fabric, data, state)
+    return _run(config, folder, fabric, data, state, deadline=deadline, quiet=quiet)
 
 
 def launch(config: TrainConfig, folder: Path) -> Fabric:
@@ -171,7 +185,14 @@ def digest(data: datasets.Data) -> str:
 
 
 def _run(
-    config: TrainConfig, folder: Path, fabric: Fabric, data: datasets.Data, state: dict[str, Any] | None = None
+    config: TrainConfig,
+    folder: Path,
+    fabric: Fabric,
+    data: datasets.Data,
+    state: dict[str, Any] | None = None,
+    *,
+    deadline: float | None,
+    quiet: bool,
 ) -> runs.Run:
     first = fabric.is_global_zero
     with runs.hold(folder, wanted=first):
@@ -183,7 +204,8 @@ def _run(
         if state is None:
             _require_room(trainer)
             trainer.save()
-        with StopSignals() as signals, _display(trainer, shown=first) as display, _compiling(config):
+        shown = first and not quiet
+        with StopSignals(deadline) as signals, _display(trainer, shown=shown) as display, _compiling(config):
             trainer.fit(display, signals)
             if first:
                 finish(trainer, folder, signals)

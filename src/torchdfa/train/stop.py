@@ -1,11 +1,14 @@
-"""Ctrl-C and SIGTERM as a flag that the training loop reads between two steps."""
+"""Ctrl-C, SIGTERM and the end of a run's time as a flag that the training loop reads between two steps."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType, TracebackType
+
+ALARM = 14  # POSIX's number of SIGALRM, which other systems lack
 
 
 class Stopped(Exception):
@@ -13,15 +16,25 @@ class Stopped(Exception):
 
     def __init__(self, signum: int, folder: Path, step: int, steps: int) -> None:
         super().__init__(f"stopped at step {step} of {steps}; continue with 'torchdfa train --resume {folder}'")
-        self.signum, self.folder = signum, folder
+        self.signum, self.folder, self.step = signum, folder, step
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one acts as if this were not here."""
+    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one acts as if this were not here.
 
-    def __init__(self) -> None:
-        self.signum = 0
+    After `deadline` (Unix time), `signum` is ALARM.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self._signum, self._deadline = 0, deadline
         self._before: dict[int, object] = {}
+
+    @property
+    def signum(self) -> int:
+        """The signal that came, or 0."""
+        if not self._signum and self._deadline is not None and time.time() >= self._deadline:
+            return ALARM
+        return self._signum
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # handlers can be set in no other thread
@@ -35,7 +48,7 @@ class StopSignals:
         self._restore()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
+        self._signum = signum
         self._restore()
 
     def _restore(self) -> None:

@@ -1,0 +1,102 @@
+"""All results of a protocol: those that come with the package, and the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchdfa.errors import UsageError
+from torchdfa.paper import near_duplicates, results
+from torchdfa.paper.recipes import PROTOCOLS, Protocol, Recipe, recipes
+from torchdfa.paper.results import Result
+from torchdfa.paper.summary import Summary, figure
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Results by the recipe that owns them."""
+
+    protocol: Protocol
+    recipes: dict[str, Recipe]
+    _shipped: dict[str, list[Result]]
+    _own: dict[str, list[Result]]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def has_own(self) -> bool:
+        return bool(self._own)
+
+    def shipped(self, recipe: Recipe) -> Summary | None:
+        """What the results that come with the package say; None where there are none."""
+        return _summary(self._shipped.get(recipe.source, []))
+
+    def own(self, recipe: Recipe) -> Summary | None:
+        """What the user's results say; None where there are none."""
+        return _summary(self._own.get(recipe.source, []))
+
+    def all(self, recipe: Recipe) -> Summary | None:
+        """Both together; of a seed that was run twice, the user's run counts."""
+        own = self._own.get(recipe.source, [])
+        seeds = {result.seed for result in own}
+        return _summary([*own, *(r for r in self._shipped.get(recipe.source, []) if r.seed not in seeds)])
+
+    def every(self) -> list[Result]:
+        """All results, in the order of the recipes."""
+        summaries = [self.all(recipe) for recipe in self.recipes.values() if recipe.same_as is None]
+        return [result for summary in summaries if summary for result in summary.results]
+
+    def missing(self, wanted: Sequence[Recipe]) -> tuple[str, ...]:
+        """Names of the recipes without any result."""
+        return tuple(recipe.name for recipe in wanted if self.all(recipe) is None)
+
+    def without_duplicates(self, recipe: Recipe) -> tuple[str, str, str]:
+        """Top-1 on all test images, on those without a near copy in the training set, and on the others."""
+        mask = near_duplicates.read(str(recipe.settings["data"]))
+        summary = self.all(recipe)
+        rights = [right for r in summary.results if (right := _right(r)) is not None] if summary else []
+        if mask is None or not rights:
+            return "–", "–", "–"
+        parts = (np.ones_like(mask), ~mask, mask)
+        cells = [figure([100 * float(right[part].mean()) for right in rights]) for part in parts]
+        return tuple("–" if value is None else str(value) for value in cells)  # type: ignore[return-value]
+
+    @property
+    def duplicate_note(self) -> str:
+        counts = []
+        for data in ("cifar10", "cifar100"):
+            mask = near_duplicates.read(data)
+            counts += [] if mask is None else [f"{int(mask.sum())} of the {len(mask):,} test images of {data}"]
+        return f"Found by hash and thumbnail: {', '.join(counts) or 'not looked for yet'}."
+
+
+def _summary(found: list[Result]) -> Summary | None:
+    return Summary(tuple(found)) if found else None
+
+
+def _right(result: Result) -> NDArray[np.bool_] | None:
+    """(N,) which test images were right; None of runs that did not keep it."""
+    text = (result.run.result or {}).get("right")
+    if text is None:
+        return None
+    try:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), bitorder="little")
+    except (TypeError, ValueError):
+        raise UsageError(f"{result.path} is damaged: its 'right' must be hexadecimal") from None
+    return bits[: result.run.config["data"]["test_images"]].astype(np.bool_)
+
+
+def collect(protocol: str, folder: Path | None) -> Collection:
+    """Read the results that come with the package and those in `folder`; UsageError where a recipe has changed."""
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
+    available = recipes(PROTOCOLS[protocol])
+    ours, notes = results.read_folder(results.shipped(), protocol)
+    yours, own_notes = results.read_folder(folder, protocol) if folder else ([], [])
+    return Collection(
+        PROTOCOLS[protocol], available, results.matching(ours, available), results.matching(yours, available),
+        (*notes, *own_notes),
+    )  # fmt: skip

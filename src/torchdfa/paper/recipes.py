@@ -1,0 +1,239 @@
+"""One named recipe for each table cell, figure curve and control: the settings of a training, without its seed."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torchdfa.errors import UsageError
+from torchdfa.paper.published import TABLE_1, TABLE_2
+from torchdfa.train.arms import ASIDE
+from torchdfa.train.config import TrainConfig
+
+# Rates of the start; a cosine takes them to 0. The paper names neither, only "small" and "large". 0.003 was best of
+# 0.001, 0.003, 0.01, 0.03 and 0.1 for BP, CDFA Eq. 7, CBDFA Eq. 9 and CBDFA random alike (docs, results), and above
+# 0.01 feedback of the default scale diverges.
+SMALL_RATE, LARGE_RATE = 0.003, 0.01
+# How many times back-propagation's the error at the convolutions' output is: with CBDFA Eq. 9 at the default scale
+# (median along a run: 'torchdfa paper table controls'), and with raw +-1 feedback, sqrt(512 / 2).
+MATCH_RATIO, UNIT_RATIO = 2.5, 16.0
+HELD_OUT = 0.04  # of the training images, for every choice of a setting
+BATCH = 100
+# Precision changes rounding, not what is learned: runs of one recipe on several machines count together.
+_FREE = (*ASIDE, "precision")
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bp": ("BP", {"rule": "bp"}),
+    "cdfa-product": ("CDFA Eq. (7)", {"rule": "dfa", "init": "product"}),
+    "cbdfa-random": ("CBDFA random", {"rule": "bdfa", "init": "random"}),
+    "cbdfa-product": ("CBDFA Eq. (9)", {"rule": "bdfa", "init": "product"}),
+    "bp-bn": ("BP w/ BN", {"rule": "bp", "fc_batch_norm": True}),
+    "cdfa-random": ("CDFA random", {"rule": "dfa", "init": "random"}),
+    "cdfa-bn": ("CDFA w/ BN", {"rule": "dfa", "init": "product", "fc_batch_norm": True}),
+    "cbdfa-bn": ("CBDFA w/ BN", {"rule": "bdfa", "init": "product", "fc_batch_norm": True}),
+}
+MAIN = ("bp", "cdfa-product", "cbdfa-random", "cbdfa-product")
+PRODUCT = ARMS["cbdfa-product"][1]
+RANDOM = ARMS["cbdfa-random"][1]
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "frozen": ("frozen random head", {"rule": "frozen"}),
+    "bp-one-layer": ("BP, one FC layer", {"rule": "bp", "fc_layers": 1}),
+    "fixed-classifier": ("fixed ±1 classifier on the convs", {"rule": "bp", "fc_layers": 1, "fixed_output": True}),
+    "bp-conv-rate": (f"BP, conv rate × {MATCH_RATIO:g}", {"rule": "bp", "conv_lr_factor": MATCH_RATIO}),
+    "bp-dropout": ("BP, dropout 0.5 in the head", {"rule": "bp", "dropout": 0.5}),
+    "cbdfa-unit": ("CBDFA Eq. (9), raw ±1, rate 0.001", {**PRODUCT, "scale": "unit", "lr": 0.001}),
+    "bp-conv-rate-unit": (
+        "BP, rate 0.001, conv rate × 16",
+        {"rule": "bp", "lr": 0.001, "conv_lr_factor": UNIT_RATIO},
+    ),
+    "cbdfa-he": ("CBDFA Eq. (9), scale he", {**PRODUCT, "scale": "he"}),
+    "cbdfa-transpose": ("CBDFA Eq. (9), boundary transpose", {**PRODUCT, "boundary": "transpose"}),
+    "cbdfa-random-match": ("CBDFA random, scale match", {**RANDOM, "scale": "match"}),
+    "cbdfa-random-unit": ("CBDFA random, raw ±1, rate 0.0003", {**RANDOM, "scale": "unit", "lr": 0.0003}),
+}
+SWEEP_RATES, SWEEP_DECAYS = (0.001, 0.003, 0.01), (0.0, 5e-4, 5e-3)
+SMALL_SIZES = (1000, 5000, 10_000, 50_000)
+SMALL_SWEEP_BATCHES = (10, 50)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much of the data, and how long."""
+
+    name: str
+    subset: int | None  # training images, of 50,000
+    epochs: int
+    text: str
+
+    @property
+    def images(self) -> int:
+        return self.subset or 50_000
+
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol("short", 10_000, 10, "10,000 training images, the same for all, 10 epochs (1,000 steps)"),
+        Protocol("full", None, 60, "all 50,000 training images, 60 epochs (30,000 steps)"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of `TrainConfig`, and where the paper has them."""
+
+    name: str
+    title: str
+    settings: dict[str, Any] = field(hash=False)
+    published: tuple[float, float] | None = None  # top-1 and top-5 in the paper
+    same_as: str | None = None  # the recipe of these settings whose results this one shows
+
+    @property
+    def source(self) -> str:
+        """Name of the recipe whose results these are."""
+        return self.same_as or self.name
+
+    def config(self, seed: int, **aside: Any) -> TrainConfig:
+        """The settings of one run; `aside` are those that change how it is carried out."""
+        return TrainConfig(**self.settings | {"seed": seed} | aside)
+
+
+def recipes(protocol: Protocol) -> dict[str, Recipe]:
+    """All recipes by name, those that matter most first; those of equal settings share the first one's results."""
+    found: dict[str, Recipe] = {}
+    first: dict[str, str] = {}
+    for name, title, settings, published in _entries(protocol):
+        key = repr(learned(TrainConfig(**settings)))
+        found[name] = Recipe(name, title, settings, published, first.get(key))
+        first.setdefault(key, name)
+    return found
+
+
+def learned(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide what is learned; those without effect on the rule are left out."""
+    aside = {*_FREE, *(("init", "distribution", "scale", "boundary") if config.rule in ("bp", "frozen") else ())}
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in aside}
+    return values | {"lr": config.base_lr}
+
+
+def owners(available: dict[str, Recipe], chosen: Iterable[Recipe]) -> list[Recipe]:
+    """The recipes whose results the chosen ones show, each once."""
+    return [available[source] for source in dict.fromkeys(recipe.source for recipe in chosen)]
+
+
+def select(available: dict[str, Recipe], patterns: Iterable[str]) -> list[Recipe]:
+    """The recipes that a pattern names: a name, its beginning up to a slash, or with * and ?; UsageError for none."""
+    chosen: dict[str, Recipe] = {}
+    for pattern in patterns:
+        names = [name for name in available if _matches(name, pattern)]
+        if not names:
+            near = difflib.get_close_matches(pattern, [*available, *{n.rpartition("/")[0] for n in available}], 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "'torchdfa paper list' names them all"
+            raise UsageError(f"no recipe matches {pattern!r}; {hint}")
+        chosen.update({name: available[name] for name in names})
+    return list(chosen.values())
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.startswith(pattern.rstrip("/") + "/") or fnmatch.fnmatchcase(name, pattern)
+
+
+Entry = tuple[str, str, dict[str, Any], "tuple[float, float] | None"]
+
+
+def _entries(protocol: Protocol) -> Iterator[Entry]:
+    yield from _table_1(protocol, "cifar10")
+    yield from _controls(protocol)
+    yield from _table_1(protocol, "cifar100")
+    yield from _small_data(protocol)
+    yield from _table_2(protocol)
+    yield from _figures(protocol)
+    yield from _sweep(protocol)
+    yield from _small_sweep(protocol)
+
+
+def _settings(protocol: Protocol, data: str = "cifar10", **settings: Any) -> dict[str, Any]:
+    common = {
+        "data": data, "model": "vgg16", "subset": protocol.subset, "epochs": protocol.epochs, "lr": SMALL_RATE,
+        "batch_size": BATCH, "log_alignment": max(1, protocol.images // BATCH),
+    }  # fmt: skip
+    return common | settings
+
+
+def _table_1(protocol: Protocol, data: str) -> Iterator[Entry]:
+    for arm, (title, settings) in ARMS.items():
+        yield f"table1/{data}/{arm}", title, _settings(protocol, data, **settings), TABLE_1[data][arm]
+
+
+def _controls(protocol: Protocol) -> Iterator[Entry]:
+    for name, (title, settings) in CONTROLS.items():
+        yield f"control/{name}", title, _settings(protocol, **settings), None
+
+
+def _small_data(protocol: Protocol) -> Iterator[Entry]:
+    """The same number of steps on fewer images."""
+    for size in SMALL_SIZES:
+        for arm in ("bp", "cbdfa-product"):
+            title, settings = ARMS[arm]
+            sized = _of_size(protocol, size) | settings
+            yield f"small/{size}/{arm}", f"{title}, {size:,} images", _settings(protocol, **sized), None
+
+
+def _of_size(protocol: Protocol, size: int) -> dict[str, Any]:
+    epochs = max(1, round(protocol.epochs * protocol.images / size))
+    subset = None if size == 50_000 else size
+    # Testing costs as much as training on a third of as many images: not after each of many short epochs.
+    return {"subset": subset, "epochs": epochs, "test_every": max(1, round(epochs / 10))}
+
+
+def _table_2(protocol: Protocol) -> Iterator[Entry]:
+    arms = {"bp": ARMS["bp"], "cbdfa": ARMS["cbdfa-product"], "conv-only": ("conv. only", {"rule": "frozen"})}
+    for augment, suffix, words in ((False, "", ""), (True, "-augmented", ", augmented")):
+        for arm, (title, settings) in arms.items():
+            large = _settings(protocol, **settings, lr=LARGE_RATE, augment=augment)
+            yield f"table2/{arm}{suffix}", f"{title}{words}", large, TABLE_2[f"{arm}{suffix}"]
+
+
+def _figures(protocol: Protocol) -> Iterator[Entry]:
+    yield "figure1/bp", "BP", _settings(protocol, **ARMS["bp"][1]), None
+    conventional = {"rule": "dfa", "init": "random", "layers": "all"}
+    yield "figure1/dfa", "DFA on every layer", _settings(protocol, **conventional), None
+    for data in ("cifar10", "cifar100"):
+        for arm in ("bp", "cdfa-random", "cbdfa-random"):
+            title, settings = ARMS[arm]
+            yield f"figure4/{data}/{arm}", title, _settings(protocol, data, **settings), None
+    for arm in ("bp", "cdfa-random", "cdfa-product", "cbdfa-random", "cbdfa-product"):
+        title, settings = ARMS[arm]
+        yield f"figure5/{arm}", title, _settings(protocol, **settings, lr=LARGE_RATE, augment=False), None
+
+
+def _sweep(protocol: Protocol) -> Iterator[Entry]:
+    """Rate and weight decay of each arm at half the length, tested on held-out training images."""
+    half = {"epochs": max(1, protocol.epochs // 2), "validate": HELD_OUT}
+    arms = {name: ARMS[name] for name in ("bp", "cbdfa-product", "cdfa-product", "cbdfa-random")}
+    arms |= {name: CONTROLS[name] for name in ("frozen", "bp-one-layer", "fixed-classifier", "bp-dropout")}
+    for arm, (title, settings) in arms.items():
+        for rate in SWEEP_RATES:
+            for decay in SWEEP_DECAYS:
+                chosen = settings | half | {"lr": rate, "weight_decay": decay}
+                name = f"sweep/{arm}/lr{rate:g}-wd{decay:g}"
+                yield name, f"{title}, rate {rate:g}, decay {decay:g}", _settings(protocol, **chosen), None
+
+
+def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
+    """Small data want small batches and a large weight decay (Brigato et al., 2021): as many epochs, more steps."""
+    for size in (1000, 5000):
+        for arm in ("bp", "cbdfa-product"):
+            title, settings = ARMS[arm]
+            for batch in SMALL_SWEEP_BATCHES:
+                for rate in SWEEP_RATES:
+                    for decay in (5e-4, 5e-3):
+                        sized = _of_size(protocol, size) | {"validate": HELD_OUT, "batch_size": batch}
+                        chosen = _settings(protocol, **settings | sized | {"lr": rate, "weight_decay": decay})
+                        name = f"small-sweep/{size}/{arm}/b{batch}-lr{rate:g}-wd{decay:g}"
+                        yield name, f"{title}, {size:,} images, batch {batch}, rate {rate:g}", chosen, None

@@ -1,0 +1,244 @@
+"""Many resumable runs at once, on one machine or on a cluster, through Python's `Executor` interface.
+
+A task is a plain function that looks after itself: it does nothing where its result stands, goes on from its own
+checkpoint, and saves before it stops. So a worker may die at any moment: its task is simply handed out again.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torchdfa.errors import ConversionError, RunError, UsageError
+from torchdfa.train.stop import Stopped, StopSignals
+
+TRIES = 3  # a task whose worker died so often is given up
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_CONNECT = 10
+# Training uses the process's random numbers and thread count: two tasks in one process would disturb each other.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run. `function(*arguments, deadline=...)` must be importable where it runs; `deadline` is in Unix time."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: its value, or why there is none; "left" was never begun."""
+
+    name: str
+    status: Literal["done", "stopped", "failed", "left"]
+    value: Any = None
+    message: str = ""
+
+
+def run(
+    tasks: Sequence[Task],
+    *,
+    workers: int = 1,
+    threads: int | None = None,
+    scheduler: str | None = None,
+    hours: float | None = None,
+    watch: Callable[[], None] = lambda: None,
+) -> Iterator[Outcome]:
+    """Run tasks and yield what became of each as it ends; after `hours`, or at Ctrl-C, the rest stop cleanly.
+
+    One worker without a scheduler is this process itself. Several are processes with `threads` CPU threads each (by
+    default the cores divided among them). `scheduler` is the address of a Dask scheduler, whose workers take the
+    tasks, one at a time in each process; they need the same paths, and tasks that they have begun go on after Ctrl-C
+    here. `watch` is called twice a second while others work. Raises UsageError for wrong arguments and where the
+    scheduler cannot be reached.
+    """
+    check(workers, hours)
+    _require_names(tasks)
+    deadline = None if hours is None else time.time() + 3600 * hours
+    if not tasks:
+        return iter(())
+    if scheduler is not None:
+        return _elsewhere(tasks, _Cluster(scheduler), len(tasks), deadline, watch)
+    if workers == 1:
+        return _here(tasks, deadline)
+    pool = _Processes(workers, threads or max(1, cores() // workers))
+    return _elsewhere(tasks, pool, workers, deadline, watch)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check(workers: int, hours: float | None) -> None:
+    """UsageError where a number makes no sense; for programs that read data before they run anything."""
+    if workers < 1:
+        raise UsageError(f"--workers must be at least 1; got {workers}")
+    if hours is not None and not 0 < hours < float("inf"):
+        raise UsageError(f"--hours must be a positive number; got {hours}")
+
+
+def _require_names(tasks: Sequence[Task]) -> None:
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two tasks are named {name!r}; each run needs a name of its own")
+
+
+def perform(task: Task, deadline: float | None) -> Outcome:
+    """Call a task's function; what torchdfa raises on purpose becomes its outcome."""
+    with _ONE_AT_A_TIME:
+        if over(deadline):
+            return Outcome(task.name, "left", message="not begun: the time was over")
+        try:
+            return Outcome(task.name, "done", task.function(*task.arguments, deadline=deadline))
+        except Stopped as stop:
+            return Outcome(task.name, "stopped", message=str(stop))
+        except (UsageError, ConversionError, RunError) as error:
+            return Outcome(task.name, "failed", message=str(error))
+
+
+def over(deadline: float | None) -> bool:
+    """Whether a deadline in Unix time has passed; None never does."""
+    return deadline is not None and time.time() >= deadline
+
+
+def _here(tasks: Sequence[Task], deadline: float | None) -> Iterator[Outcome]:
+    for k, task in enumerate(tasks):
+        outcome = perform(task, deadline)
+        yield outcome
+        if outcome.status == "stopped" and not over(deadline):  # a signal is meant for all of them
+            yield from (Outcome(later.name, "left", message="not begun") for later in tasks[k + 1 :])
+            return
+
+
+class _Pool(Protocol):
+    def submit(self, task: Task, deadline: float | None) -> Future[Outcome]: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def _elsewhere(
+    tasks: Sequence[Task], pool: _Pool, at_once: int, deadline: float | None, watch: Callable[[], None]
+) -> Iterator[Outcome]:
+    """Hand out at most `at_once` tasks at a time; those of a worker that died go to another."""
+    waiting, running = list(tasks), dict[Future[Outcome], Task]()
+    tries = dict.fromkeys((task.name for task in tasks), 0)
+    stopping = False
+    with StopSignals() as signals:
+        try:
+            while waiting or running:
+                if signals.signum and not stopping:  # once: a second signal would end the workers at once
+                    stopping = True
+                    pool.stop()
+                while waiting and not stopping and len(running) < at_once:
+                    task = waiting.pop(0)
+                    tries[task.name] += 1
+                    running[pool.submit(task, deadline)] = task
+                if stopping:
+                    yield from (Outcome(task.name, "left", message="not begun") for task in waiting)
+                    waiting.clear()
+                ended, _ = wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+                watch()
+                for future in ended:
+                    task = running.pop(future)
+                    outcome = _outcome(future, task)
+                    if outcome is None and tries[task.name] < TRIES:
+                        waiting.insert(0, task)
+                    else:
+                        yield outcome or Outcome(task.name, "failed", message=_GIVEN_UP)
+        finally:
+            pool.close()
+
+
+_GIVEN_UP = f"its worker died {TRIES} times (out of memory?); run it again to go on from its checkpoint"
+
+
+def _outcome(future: Future[Outcome], task: Task) -> Outcome | None:
+    """None where the worker died."""
+    if future.cancelled():
+        return Outcome(task.name, "left", message="not begun")
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker":
+        return None
+    logging.getLogger(__name__).error("%s failed", task.name, exc_info=error)
+    return Outcome(task.name, "failed", message=f"{type(error).__name__}: {error}")
+
+
+class _Processes:
+    """A pool of processes of this machine, made anew when one of them died."""
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self._workers, self._threads = workers, threads
+        self._executor: Executor | None = None
+
+    def submit(self, task: Task, deadline: float | None) -> Future[Outcome]:
+        try:
+            return self._fresh().submit(perform, task, deadline)
+        except BrokenProcessPool:
+            self._executor = None
+            return self._fresh().submit(perform, task, deadline)
+
+    def _fresh(self) -> Executor:
+        if self._executor is None:
+            # Spawned, not forked: torch's thread pools do not survive a fork.
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._workers, context, _begin, (self._threads,))
+        return self._executor
+
+    def stop(self) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()  # SIGTERM, at which a training saves and stops
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """What a worker process does first. Ctrl-C in a terminal reaches it too; only a training listens to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+class _Cluster:
+    """The workers of a Dask scheduler, which hands tasks of lost workers to others by itself."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            from distributed import Client
+        except ModuleNotFoundError:
+            raise UsageError("--scheduler needs a package that is missing: pip install 'torchdfa[cluster]'") from None
+        try:
+            self._client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--scheduler {address} cannot be reached ({error}); start 'dask scheduler' there, or check the "
+                "address, such as tcp://host:8786"
+            ) from None
+        self._executor = self._client.get_executor(pure=False)
+
+    def submit(self, task: Task, deadline: float | None) -> Future[Outcome]:
+        return self._executor.submit(perform, task, deadline)
+
+    def stop(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        self._client.close()

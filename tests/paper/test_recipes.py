@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+from torchdfa.errors import UsageError
+from torchdfa.paper.published import TABLE_1, TABLE_2
+from torchdfa.paper.recipes import PROTOCOLS, learned, owners, recipes, select
+
+SHORT, FULL = (recipes(PROTOCOLS[name]) for name in ("short", "full"))
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_every_recipe_is_a_training_that_its_protocol_allows(protocol):
+    for recipe in recipes(PROTOCOLS[protocol]).values():
+        config = recipe.config(3)
+        assert (config.seed, config.model, config.momentum) == (3, "vgg16", 0.9)
+
+
+def test_every_cell_and_curve_of_the_paper_has_a_recipe():
+    for data, cells in TABLE_1.items():
+        for arm, published in cells.items():
+            assert SHORT[f"table1/{data}/{arm}"].published == published
+    assert {f"table2/{name}" for name in TABLE_2} == {name for name in SHORT if name.startswith("table2/")}
+    assert {name.split("/")[0] for name in SHORT if name.startswith("figure")} == {"figure1", "figure4", "figure5"}
+
+
+def test_table_1_learns_by_what_its_columns_say():
+    def of(arm):
+        config = SHORT[f"table1/cifar100/{arm}"].config(0)
+        return config.rule, config.init, config.fc_batch_norm
+
+    assert of("bp-bn") == ("bp", "product", True)
+    assert of("cdfa-random") == ("dfa", "random", False)
+    assert of("cbdfa-product") == ("bdfa", "product", False)
+    assert of("cbdfa-bn") == ("bdfa", "product", True)
+
+
+def test_the_same_settings_are_run_once():
+    for available in (SHORT, FULL):
+        own = [recipe for recipe in available.values() if recipe.same_as is None]
+        assert len({repr(sorted(learned(r.config(0)).items(), key=str)) for r in own}) == len(own)
+    assert SHORT["figure4/cifar10/bp"].source == "table1/cifar10/bp"
+    assert SHORT["small/10000/cbdfa-product"].source == "table1/cifar10/cbdfa-product"
+    assert FULL["small/50000/bp"].source == "table1/cifar10/bp"
+
+
+def test_small_data_takes_equal_steps():
+    for size in (1000, 5000, 10_000, 50_000):
+        config = SHORT[f"small/{size}/bp"].config(0)
+        assert config.epochs * size / config.batch_size == 1000
+        assert (config.subset or 50_000) == size
+
+
+def test_choices_are_made_on_held_out_images_alone():
+    swept = [recipe.config(0) for name, recipe in SHORT.items() if "sweep/" in name]
+    assert len(swept) > 50
+    assert all(config.validate > 0 for config in swept)
+    assert all(r.config(0).validate == 0 for name, r in SHORT.items() if "sweep/" not in name)
+
+
+def test_a_pattern_is_a_name_its_beginning_or_has_stars():
+    def chosen(*patterns):
+        return [recipe.name for recipe in select(SHORT, patterns)]
+
+    assert chosen("table1/cifar10/bp") == ["table1/cifar10/bp"]
+    assert len(chosen("table1/cifar10")) == len(chosen("table1/cifar10/")) == 8
+    assert chosen("table?/bp", "figure1") == ["table2/bp", "figure1/bp", "figure1/dfa"]
+    assert len(chosen("*")) == len(SHORT)
+
+
+def test_chosen_curves_are_run_as_the_recipes_that_own_their_results():
+    assert [r.name for r in owners(SHORT, select(SHORT, ["figure1/bp", "table1/cifar10/bp"]))] == ["table1/cifar10/bp"]
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(UsageError, match="no recipe matches 'table1/cifar10/bpp'; did you mean table1/cifar10/bp"):
+        select(SHORT, ["table1/cifar10/bpp"])
+    with pytest.raises(UsageError, match="'torchdfa paper list' names them all"):
+        select(SHORT, ["zzzzzzz"])

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import runner_tasks
+from torchdfa import runner
+from torchdfa.errors import UsageError
+from torchdfa.runner import Outcome, Task
+
+
+def squares(n: int) -> list[Task]:
+    return [Task(f"square {k}", runner_tasks.square, (k,)) for k in range(n)]
+
+
+def by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:
+    assert len({o.name for o in outcomes}) == len(outcomes)
+    return {o.name: o for o in outcomes}
+
+
+def test_one_worker_is_this_process_and_keeps_the_order():
+    found = list(runner.run(squares(3)))
+    assert found == [Outcome(f"square {k}", "done", k * k) for k in range(3)]
+
+
+@pytest.mark.slow
+def test_processes_do_all_with_their_threads():
+    tasks = [*squares(3), Task("fail", runner_tasks.fail), Task("threads", runner_tasks.threads)]
+    tasks.append(Task("bug", runner_tasks.bug))
+    found = by_name(list(runner.run(tasks, workers=2, threads=1)))
+    assert [found[f"square {k}"].value for k in range(3)] == [0, 1, 4]
+    assert found["threads"].value == 1
+    assert (found["fail"].status, found["fail"].message) == ("failed", "the disk is full")
+    assert (found["bug"].status, found["bug"].message) == ("failed", "ZeroDivisionError: a bug")
+
+
+def test_a_failure_does_not_stop_the_others():
+    found = list(runner.run([Task("fail", runner_tasks.fail), *squares(1)]))
+    assert [(o.name, o.status) for o in found] == [("fail", "failed"), ("square 0", "done")]
+
+
+def test_a_bug_in_this_process_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        list(runner.run([Task("bug", runner_tasks.bug)]))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_no_task(tmp_path: Path):
+    tasks = [Task("die", runner_tasks.die, (tmp_path, 2)), *squares(4)]
+    found = by_name(list(runner.run(tasks, workers=2, threads=1)))
+    assert found["die"] == Outcome("die", "done", "alive")
+    assert [found[f"square {k}"].value for k in range(4)] == [0, 1, 4, 9]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_its_worker_each_time_is_given_up(tmp_path: Path):
+    (found,) = runner.run([Task("die", runner_tasks.die, (tmp_path, 99))], workers=2, threads=1)
+    assert found.status == "failed"
+    assert f"died {runner.TRIES} times" in found.message
+    assert len(list(tmp_path.iterdir())) == runner.TRIES
+
+
+def test_after_the_deadline_the_running_task_stops_and_no_other_begins(tmp_path: Path):
+    tasks = [Task(name, runner_tasks.work, (tmp_path, name)) for name in ("a", "b")]
+    began = time.monotonic()
+    found = list(runner.run(tasks, hours=0.5 / 3600))
+    assert time.monotonic() - began < 10
+    assert [o.status for o in found] == ["stopped", "left"]
+    assert "stopped at step" in found[0].message
+    assert found[1].message == "not begun: the time was over"
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_signal_stops_all_cleanly(tmp_path: Path, workers: int):
+    def send_when_begun() -> None:
+        while len(list(tmp_path.iterdir())) < workers:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send_when_begun)
+    sender.start()
+    tasks = [Task(str(k), runner_tasks.work, (tmp_path, str(k))) for k in range(4)]
+    found = by_name(list(runner.run(tasks, workers=workers, threads=1)))
+    sender.join()
+    assert sorted(o.status for o in found.values()) == ["left"] * (4 - workers) + ["stopped"] * workers
+    assert sum("stopped at step" in o.message for o in found.values()) == workers
+    assert len(list(tmp_path.iterdir())) == workers
+
+
+def test_nothing_to_do_needs_no_worker():
+    assert list(runner.run([], scheduler="tcp://127.0.0.1:1")) == []
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"workers": 0}, "--workers must be at least 1; got 0"),
+        ({"hours": 0}, "--hours must be a positive number; got 0"),
+        ({"hours": float("nan")}, "--hours must be a positive number; got nan"),
+    ],
+)
+def test_wrong_arguments(wrong: dict, sentence: str):
+    with pytest.raises(UsageError, match=sentence):
+        runner.run(squares(1), **wrong)
+
+
+def test_two_tasks_of_one_name():
+    with pytest.raises(UsageError, match="two tasks are named 'square 0'"):
+        runner.run([*squares(1), *squares(1)])

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from torchdfa.track.lrn import VGG_M
+from torchdfa.track.mdnet import FEATURES, VGGM, MDNet, initialise_
+
+
+def test_shapes_and_sizes_are_the_papers():
+    network = MDNet(3)
+    conv = sum(p.numel() for p in network.features.parameters())
+    fc = {k: p.weight.numel() for k, p in network.shared.named_children() if isinstance(p, nn.Linear)}
+    assert conv == 96 * (3 * 49 + 1) + 256 * (96 * 25 + 1) + 512 * (256 * 9 + 1) == 1_809_024
+    assert fc == {"fc4": 4608 * 512, "fc5": 512 * 512}
+    assert FEATURES == 4608
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, 107, 107), 1).shape == (2, 2)
+        assert network.features(torch.zeros(2, 3, 107, 107)).shape == (2, 4608)
+
+
+def test_features_equal_those_of_torchs_layers_in_any_memory_layout():
+    network = VGGM(VGG_M).eval()
+    initialise_(network, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 107, 107, generator=torch.Generator().manual_seed(1)) * 60
+    lrn = nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)
+    with torch.no_grad():
+        y = F.max_pool2d(lrn(F.relu(F.conv2d(x, network.conv1.weight, network.conv1.bias, stride=2))), 3, 2)
+        y = F.max_pool2d(lrn(F.relu(F.conv2d(y, network.conv2.weight, network.conv2.bias, stride=2))), 3, 2)
+        expected = F.relu(F.conv2d(y, network.conv3.weight, network.conv3.bias)).flatten(1)
+        assert torch.allclose(network(x), expected, rtol=1e-4, atol=1e-5)
+        lasting = network.to(memory_format=torch.channels_last)
+        found = lasting(x.contiguous(memory_format=torch.channels_last))
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_features_have_about_unit_size_for_pixels():
+    network = VGGM()
+    initialise_(network, torch.Generator().manual_seed(0))
+    x = torch.randn(4, 3, 107, 107, generator=torch.Generator().manual_seed(1)) * 64
+    with torch.no_grad():
+        assert 0.2 < network(x).std() < 5

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from torchdfa.errors import RunError, UsageError
+from torchdfa.track import draw, video
+
+
+def frames(n=3):
+    return [np.full((48, 64, 3), 40 * k + 20, np.uint8) for k in range(n)]
+
+
+def test_a_folder_is_read_in_order_and_written_again(tmp_path):
+    with video.writer(tmp_path / "out") as out:
+        for frame in frames():
+            out.write(frame)
+    found = list(video.read(str(tmp_path / "out")))
+    assert [int(f.mean()) for f in found] == [20, 60, 100]
+    assert video.length(str(tmp_path / "out")) == 3
+    with pytest.raises(UsageError, match="holds frames already"):
+        video.writer(tmp_path / "out")
+
+
+def test_video_files_go_round(tmp_path):
+    pytest.importorskip("cv2")
+    with video.writer(tmp_path / "v.avi") as out:
+        for frame in frames():
+            out.write(frame)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.avi"]
+    found = list(video.read(str(tmp_path / "v.avi")))
+    assert [round(float(f.mean()), -1) for f in found] == [20, 60, 100]
+    (tmp_path / "cut.mp4").write_bytes(b"\x00" * 50)
+    with pytest.raises((UsageError, RunError)):
+        list(video.read(str(tmp_path / "cut.mp4")))
+
+
+def test_without_opencv_the_way_out_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    (tmp_path / "v.mp4").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"pip install 'torchdfa\[video\]'"):
+        video.read(str(tmp_path / "v.mp4"))
+    with pytest.raises(UsageError, match="torchdfa"):
+        video.writer(tmp_path / "w.mp4")
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    with pytest.raises(UsageError, match="no folder of frames, no video file"):
+        video.read(str(tmp_path / "none"))
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"video files end in \.mp4"):
+        video.read(str(tmp_path / "a.txt"))
+    with pytest.raises(UsageError, match="must end in"):
+        video.writer(tmp_path / "a.gif")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no images"):
+        video.read(str(tmp_path / "empty"))
+
+
+def test_a_box_is_drawn_where_it_is():
+    frame = np.zeros((48, 64, 3), np.uint8)
+    found = draw.marked(frame, [draw.Mark(np.array([10.0, 20, 30, 15]), "#ff0000")])
+    assert found[20, 25].tolist() == [255, 0, 0]
+    assert found[27, 25].tolist() == [0, 0, 0]
+    assert frame.sum() == 0
+    dashed = draw.marked(frame, [draw.Mark(np.array([10.0, 20, 30, 15]), "#ff0000", lost=True)])
+    assert 0 < dashed.sum() < found.sum()
+    Image.fromarray(draw.side_by_side([found, dashed]))
