@@ -45,6 +45,26 @@ def test_signs_cost_one_bit_and_say_what_the_copy_costs() -> None:
     assert set(store.state_dict()) == {"bits", "scale"}
 
 
+@pytest.mark.parametrize(
+    "dtype, size, kernel, kept",
+    [
+        (torch.float32, 8 * 2**20, True, True),  # torch's product is the quickest
+        (torch.float32, 8 * 2**20 + 4, True, False),
+        (torch.float32, 8 * 2**20 + 4, False, True),
+        (torch.float32, 64 * 2**20, False, True),
+        (torch.float32, 64 * 2**20 + 4, False, False),
+        (torch.bfloat16, 8 * 2**20 + 4, True, True),  # where the kernel was measured in float32 alone
+    ],
+)
+def test_where_a_copy_is_kept(
+    dtype: torch.dtype, size: int, kernel: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchdfa.ops.cpu.load", lambda: object() if kernel else "none")
+    store = SignFeedback(torch.ones(1, 1), 1.0, dtype)
+    store.shape = (1, size // dtype.itemsize)
+    assert store._copy_pays(dtype) == kept
+
+
 def test_loading_bits_renews_their_unpacked_copy() -> None:
     old, new = (SignFeedback(torch.randn(4, 20), s, torch.float32) for s in (1.0, 2.0))
     old.load_state_dict(new.state_dict())

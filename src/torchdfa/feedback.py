@@ -21,7 +21,7 @@ SCALES = ("unit", "he", "match")
 
 # Storage policy: bits are the state. A layer's ±1 copy in the compute dtype is kept beside them up to the first size,
 # because nothing beats torch's matmul on it; up to the second where no kernel is quicker than that. Above, sign_mm.
-KERNEL_LIMIT_BYTES = 4 * 2**20
+KERNEL_LIMIT_BYTES = 8 * 2**20
 UNPACKED_LIMIT_BYTES = 64 * 2**20
 
 

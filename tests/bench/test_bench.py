@@ -87,6 +87,7 @@ def test_measures_appends_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--threads", "-1"], "--threads -1 must be at least 1"),
         (["--only", "("], "--only '(' must be a regular expression"),
         (["sign_mm", "--only", "no such case"], "--only 'no such case' matches no case of sign_mm"),
+        (["--out", "no-such-folder/r.jsonl"], "--out no-such-folder/r.jsonl must be a file in a folder that exists"),
         (["--show", "missing.jsonl"], "missing.jsonl holds no results"),
     ],
 )

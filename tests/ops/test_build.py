@@ -87,6 +87,7 @@ def test_without_openmp_it_is_built_for_one_thread(
     "setting, value, reason",
     [
         ("PATH", "/nonexistent", "no C compiler was found"),
+        ("CC", "cc 'unclosed", "cannot be read (No closing quotation)"),
         ("CC", "no-such-compiler --flag", "CC='no-such-compiler' names none"),
         ("CC", "FAKE:echo no; echo broken >&2; exit 1", "could not compile it (broken)"),
         ("CC", "FAKE:echo fine", "could not compile it ()"),

@@ -30,6 +30,8 @@ def bench(
         _print(table.latest(show), show.with_suffix(".png"))
         return
     _check(names, size, only, rounds, threads)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(f"--out {out} must be a file in a folder that exists")
     torch.set_num_threads(threads)
     found = []
     for value in _records(names or list(BENCHES), size, only, rounds):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich import box
 from rich.table import Table
 
@@ -50,16 +51,24 @@ def _ratio(ratio: tuple[str, dict[str, float]]) -> str:
 
 
 def picture(records: Sequence[Record], path: Path) -> None:
-    """A bar for every ratio with its 20th to 80th percentile; right of 1 the second of the pair is quicker."""
-    bars = [(f"{r['bench']} {r['case']}: {name}", value) for r in records for name, value in _ratios(r)]
-    with plots.drawn(path, (9, 1 + 0.22 * len(bars))) as figure:
+    """A point for every ratio in its 20th to 80th percentile; right of 1 the second of the pair is quicker."""
+    points = [(f"{r['bench']} {r['case']}: {name}", value) for r in records for name, value in _ratios(r)]
+    with plots.drawn(path, (9, 1 + 0.22 * len(points))) as figure:
         axes = figure.add_subplot()
-        for place, (_, value) in enumerate(bars):
-            low, high = (max(0.0, value["median"] - value["p20"]), max(0.0, value["p80"] - value["median"]))
-            axes.barh(place, value["median"], color="#0072b2")
-            axes.errorbar(value["median"], place, xerr=[[low], [high]], color="black", capsize=2, linewidth=1)
+        for place, (_, value) in enumerate(points):
+            axes.plot((value["p20"], value["p80"]), (place, place), color="#0072b2", linewidth=2)
+            axes.plot(value["median"], place, "o", color="#0072b2", markersize=4)
         axes.axvline(1, color="black", linewidth=1)
-        axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=7)
-        axes.invert_yaxis()
+        axes.grid(alpha=0.3)
+        axes.set_yticks(range(len(points)), [name for name, _ in points], fontsize=7)
+        axes.set_ylim(len(points) - 0.5, -0.5)
         axes.set_xscale("log")
-        axes.set_xlabel(f"ratio of CPU times, 1 thread ({records[-1]['machine']['cpu']}, {records[-1]['kernel']})")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(f"ratio of CPU times; {_where(records[-1])}")
+
+
+def _where(record: Record) -> str:
+    machine = record["machine"]
+    return f"{machine['threads']} thread(s), {machine['cpu']}, kernel {record['kernel']}"

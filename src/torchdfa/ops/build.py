@@ -42,7 +42,10 @@ def library(source: str) -> Path:
 
 
 def _compiler() -> list[str]:
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise NoKernelError(f"CC={os.environ['CC']!r} cannot be read ({error})") from None
     found = [[path, *named[1:]] for name in (named[:1] or ("cc", "gcc", "clang")) if (path := shutil.which(name))]
     if not found:
         wanted = f"CC={named[0]!r} names none" if named else "neither cc, gcc nor clang is there"
@@ -62,7 +65,7 @@ def _cache() -> Path:
         folder = Path(named) if named else base / "torchdfa"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise NoKernelError(f"its cache folder cannot be made ({error}); TORCHDFA_CACHE can name another") from None
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise NoKernelError(f"others can write to its cache folder {folder}; TORCHDFA_CACHE can name another")

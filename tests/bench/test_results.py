@@ -1,0 +1,38 @@
+"""The page on kernels says what the committed results say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from torchdfa.bench.table import latest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = {(r["bench"], r["case"]): r for r in latest(ROOT / "benchmarks" / "results" / "kernels.jsonl")}
+PAGE = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+RATIOS = re.findall(r"^\| (\w+) (.+?) \| (.+? / .+?) \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("bench, case, pair, median, low, high", RATIOS)
+def test_every_ratio_is_a_result(bench: str, case: str, pair: str, median: str, low: str, high: str) -> None:
+    found = RESULTS[bench, case]["cpu_ratio"][pair]
+    assert [f"{found[key]:.2f}" for key in ("median", "p20", "p80")] == [median, low, high]
+
+
+def test_every_product_and_head_is_on_the_page() -> None:
+    assert {(b, c) for b, c, *_ in RATIOS} == {key for key in RESULTS if key[0] != "memory"}
+
+
+def test_memory_is_a_result() -> None:
+    (memory,) = (r["memory"] for r in RESULTS.values() if r["bench"] == "memory")
+    for kind, name in (("dense", "float32 matrix"), ("kernel", "bits, kernel"), ("seed", "seed")):
+        held, added = (memory[kind][key] / 2**20 for key in ("held_bytes", "extra_peak_bytes"))
+        assert f"| {name} | {held:.1f} | {added:.1f} |" in PAGE
+
+
+def test_results_name_their_machine() -> None:
+    for result in RESULTS.values():
+        assert result["kernel"] == "avx2"
+        assert {"cpu", "cpu_flags", "torch", "threads"} <= set(result["machine"])
