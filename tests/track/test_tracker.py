@@ -164,6 +164,8 @@ def test_wrong_use_is_said():
         tracker().update(np.zeros((72, 96, 3), np.uint8))
     with pytest.raises(UsageError, match="either config or"):
         Tracker(None, tracker().config, rule="bp")
+    with pytest.raises(UsageError, match="share_features is for VGG-M"):
+        tracker(share_features=True)
     with pytest.raises(UsageError, match="no option 'learning_rate'"):
         Tracker(None, learning_rate=1)
 
