@@ -135,7 +135,7 @@ def memory(path: Path, updates: int) -> None:
     for width in (512, 4096):
         for name in (*ARMS, "autograd, SGD", "autograd, SGD in backward"):
             append(path, in_child({"arm": name, "width": width, "updates": 200}))
-    append(path, in_child({"arm": "bdfa", "width": 512, "updates": updates, "replay": 5}))
+    append(path, in_child({"arm": "bdfa", "width": 64, "updates": updates, "replay": 5}))
 
 
 def in_child(asked: dict[str, Any]) -> dict[str, Any]:

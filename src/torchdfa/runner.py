@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -39,12 +40,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: its value, or why there is none."""
+    """What became of a task: its value, or why there is none; "left" was never begun."""
 
     name: str
-    status: Literal["done", "stopped", "failed"]
+    status: Literal["done", "stopped", "failed", "left"]
     value: Any = None
     message: str = ""
+
+
+def tally(counts: Counter[str]) -> str:
+    """What became of all tasks in a few words, from the number of outcomes of each status."""
+    words = {"done": "done", "stopped": "stopped, to go on", "failed": "failed", "left": "not begun"}
+    return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
 
 
 def run(
@@ -101,7 +108,7 @@ def perform(task: Task, deadline: float | None) -> Outcome:
     """Call a task's function; what torchdfa raises on purpose becomes its outcome."""
     with _ONE_AT_A_TIME:
         if over(deadline):
-            return Outcome(task.name, "stopped", message="not begun: the time was over")
+            return Outcome(task.name, "left", message="not begun: the time was over")
         try:
             return Outcome(task.name, "done", task.function(*task.arguments, deadline=deadline))
         except Stopped as stop:
@@ -120,7 +127,7 @@ def _here(tasks: Sequence[Task], deadline: float | None) -> Iterator[Outcome]:
         outcome = perform(task, deadline)
         yield outcome
         if outcome.status == "stopped" and not over(deadline):  # a signal is meant for all of them
-            yield from (Outcome(later.name, "stopped", message="not begun") for later in tasks[k + 1 :])
+            yield from (Outcome(later.name, "left", message="not begun") for later in tasks[k + 1 :])
             return
 
 
@@ -148,7 +155,7 @@ def _elsewhere(
                     tries[task.name] += 1
                     running[pool.submit(task, deadline)] = task
                 if stopping:
-                    yield from (Outcome(task.name, "stopped", message="not begun") for task in waiting)
+                    yield from (Outcome(task.name, "left", message="not begun") for task in waiting)
                     waiting.clear()
                 ended, _ = wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
                 watch()
@@ -169,7 +176,7 @@ _GIVEN_UP = f"its worker died {TRIES} times (out of memory?); run it again to go
 def _outcome(future: Future[Outcome], task: Task) -> Outcome | None:
     """None where the worker died."""
     if future.cancelled():
-        return Outcome(task.name, "stopped", message="not begun")
+        return Outcome(task.name, "left", message="not begun")
     error = future.exception()
     if error is None:
         return future.result()

@@ -25,6 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a compiler that does not spend its time on speed."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("TORCHDFA_CACHE", str(folder))
+    monkeypatch.delenv("TORCHDFA_KERNEL", raising=False)
     monkeypatch.setattr(build, "_FLAGS", tuple(flag.replace("-O3", "-O0") for flag in build._FLAGS))
     return folder
 
@@ -77,6 +78,7 @@ def test_without_openmp_it_is_built_for_one_thread(
     refuse = 'for a in "$@"; do [ "$a" = -fopenmp ] && exit 1; done; exec cc "$@"'
     monkeypatch.setenv("CC", compiler_script(tmp_path, refuse))
     kernel = cpu._choose(cpu._open(library("sign_mm.c")), "auto")
+    assert not kernel.openmp
     error, bits, n = small()
     torch.testing.assert_close(kernel.product(error, bits, n, 2), reference(error, bits, n), rtol=1e-4, atol=1e-4)
 
@@ -87,7 +89,8 @@ def test_without_openmp_it_is_built_for_one_thread(
         ("PATH", "/nonexistent", "no C compiler was found"),
         ("CC", "no-such-compiler --flag", "CC='no-such-compiler' names none"),
         ("CC", "FAKE:echo no; echo broken >&2; exit 1", "could not compile it (broken)"),
-        ("CC", "FAKE:echo fine", "cannot be loaded"),
+        ("CC", "FAKE:echo fine", "could not compile it ()"),
+        ("CC", "FAKE:[ $1 = --version ] || for a; do o=$a; done; echo no > $o", "cannot be loaded"),
         ("TORCHDFA_KERNEL", "avx1024", "TORCHDFA_KERNEL='avx1024' is none of auto, off"),
         ("TORCHDFA_KERNEL", "off", "TORCHDFA_KERNEL=off"),
         ("TORCHDFA_CACHE", "/proc/nowhere", "cache folder cannot be made"),
@@ -113,7 +116,7 @@ def test_without_a_kernel_the_results_are_torchs_and_one_reason_is_logged(
     assert reason in caplog.messages[0]
     assert torchdfa.kernels()[0].runs == "torch"
     assert reason in torchdfa.kernels()[0].why
-    assert not list(tmp_path.glob("cache/*.tmp"))
+    assert not list(tmp_path.glob("cache/build-*"))
 
 
 def test_a_wrong_library_fails_its_self_test(

@@ -33,7 +33,7 @@ Array = NDArray[np.floating[Any]]
 # An update has exploded when it would change a layer by more than the norm that He's initial weights have: one sample
 # would replace what the layer has learned. Steps of a head that learns are some hundredths of it (docs/online.md).
 EXPLODED = 1.0
-_GEMM = {np.dtype(name): get_blas_funcs("gemm", dtype=name) for name in ("float32", "float64")}
+_BLAS = {np.dtype(name): get_blas_funcs(("ger", "gemm"), dtype=name) for name in ("float32", "float64")}
 
 
 @dataclass
@@ -102,7 +102,11 @@ class Network:
         self.settings, self.widths, self.keep_signs = settings, widths, keep_signs
         # Named as in an nn.Sequential with ReLU between, so that convert_ draws the same feedback for one.
         self.layers = [
-            Layer(str(2 * i), he_weights(settings.seed, str(2 * i), *pair).astype(dtype), np.zeros(pair[1], dtype))
+            Layer(
+                str(2 * i),
+                he_weights(settings.seed, str(2 * i), *pair).astype(dtype, copy=False),
+                np.zeros(pair[1], dtype),
+            )
             for i, pair in enumerate(pairwise(widths))
         ]
         if settings.rule.has_feedback:
@@ -212,15 +216,17 @@ class Network:
 
 def he_weights(seed: int, name: str, fan_in: int, fan_out: int) -> Array:
     """(fan_out, fan_in) from N(0, 2 / fan_in) (He et al., 2015), the same rows for every ``fan_out``."""
-    drawn = random_matrix(fan_out, fan_in, "normal", stream_key(seed, f"{name}.weight"))
-    return (drawn * math.sqrt(2 / fan_in)).numpy()
+    # Drawn in small blocks: what drawing takes beside the weights is more than a head ever takes afterwards.
+    drawn = random_matrix(fan_out, fan_in, "normal", stream_key(seed, f"{name}.weight"), block=2**16)
+    return drawn.mul_(math.sqrt(2 / fan_in)).numpy()
 
 
 def softmax(logits: Array) -> Array:
     """Of each row of ``logits`` (rows, classes), in place."""
-    logits -= logits.max(1, keepdims=True) if len(logits) > 1 else logits[0, logits.argmax()]
+    one = len(logits) == 1  # a reduction along an axis takes longer than all else here
+    logits -= logits[0, logits.argmax()] if one else logits.max(1, keepdims=True)
     np.exp(logits, out=logits)
-    logits /= logits.sum(1, keepdims=True)
+    logits /= logits.sum() if one else logits.sum(1, keepdims=True)
     return logits
 
 
@@ -239,9 +245,15 @@ def norm(values: Array) -> float:
 
 def _add_product_(target: Array, errors: Array, inputs: Array, factor: float, kept: float) -> None:
     """target <- kept * target + factor * errors^T inputs, in the memory of ``target`` (out, in)."""
-    gemm = _GEMM[target.dtype]
-    # BLAS counts columns first: what it fills is the transpose, a view of the same memory.
-    gemm(factor, inputs.T, errors.T, kept, target.T, trans_b=True, overwrite_c=True)
+    ger, gemm = _BLAS[target.dtype]
+    # scipy's BLAS counts columns first: what it fills is the transpose, a view of the same memory.
+    if kept != 1:  # which torch does in one pass over the weights, scipy's BLAS in two
+        product = torch.from_numpy(errors).T, torch.from_numpy(inputs)
+        torch.from_numpy(target).addmm_(*product, beta=kept, alpha=factor)
+    elif len(errors) == 1:
+        ger(factor, inputs[0], errors[0], a=target.T, overwrite_a=1)
+    else:
+        gemm(factor, inputs.T, errors.T, 1.0, target.T, trans_b=True, overwrite_c=True)
 
 
 def _add_(target: Array, values: Array, factor: float) -> None:

@@ -36,7 +36,7 @@ class Scaler(NamedTuple):
         near = self._near(x)
         added = float(weights.sum()) if len(weights) > 1 else float(weights[0])
         total = self.weight + added
-        shift, within = _moments(near, weights / added)
+        shift, within = (near[0], None) if len(near) == 1 else _moments(near, weights / added)
         step = shift * (added / total)
         squares = self.squares + shift * shift * (self.weight * added / total)
         if within is not None:
@@ -72,9 +72,7 @@ def new_scaler(features: int) -> Scaler:
     return Scaler(np.zeros(features), np.zeros(features), 0.0, np.zeros(features), 0.0)
 
 
-def _moments(rows: Vector, shares: Vector) -> tuple[Vector, Vector | None]:
-    """Weighted mean and, of more than one row, variance within."""
-    if len(rows) == 1:
-        return rows[0], None
+def _moments(rows: Vector, shares: Vector) -> tuple[Vector, Vector]:
+    """Weighted mean and variance of rows."""
     mean = shares @ rows
     return mean, shares @ (rows - mean) ** 2

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 # No -march: instruction sets belong to single functions, so that what is built runs on any processor of its kind.
-_FLAGS = ("-x", "c", "-", "-O3", "-std=gnu11", "-shared", "-fPIC")
+_FLAGS = ("-x", "c", "-", "-O3", "-std=gnu11", "-fno-strict-aliasing", "-shared", "-fPIC")
 _OPENMP = "-fopenmp"
 _TIMEOUT = 120  # seconds
 
@@ -70,21 +70,19 @@ def _cache() -> Path:
 
 
 def _compile(text: bytes, compiler: list[str], path: Path) -> None:
-    """Into a temporary file beside ``path``, then renamed: processes that start together do not disturb each other."""
+    """Into a folder beside ``path``, then renamed: processes that start together do not disturb each other."""
     try:
-        handle, name = tempfile.mkstemp(suffix=".tmp", prefix=path.stem, dir=path.parent)
-        try:
-            done = _run([*compiler, *_FLAGS, _OPENMP, "-o", name], text)
+        with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as folder:
+            built = Path(folder) / path.name
+            done = _run([*compiler, *_FLAGS, _OPENMP, "-o", str(built)], text)
             if done.returncode != 0:
-                done = _run([*compiler, *_FLAGS, "-o", name], text)
-            if done.returncode != 0:
+                done = _run([*compiler, *_FLAGS, "-o", str(built)], text)
+            if done.returncode != 0 or not built.exists():
                 reason = done.stderr.decode(errors="replace").strip().split("\n")[0]
                 raise NoKernelError(f"{compiler[0]} could not compile it ({reason})")
-            os.fsync(handle)
-            Path(name).replace(path)
-        finally:
-            os.close(handle)
-            Path(name).unlink(missing_ok=True)
+            with built.open("rb") as file:
+                os.fsync(file.fileno())
+            built.replace(path)
     except OSError as error:
         raise NoKernelError(f"{path.parent} cannot be written ({error.strerror or error})") from None
 

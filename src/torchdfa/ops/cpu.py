@@ -30,7 +30,7 @@ Function = Callable[..., int]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One path of the library: ``function(index, threads, ...)``."""
+    """One path of the library: ``function(index, threads, ...)``; ``openmp`` where it may use torch's threads."""
 
     path: str
     index: int
@@ -100,7 +100,7 @@ def _choose(opened: ctypes.CDLL, wanted: str) -> Kernel:
         raise NoKernelError(
             f"{VARIABLE}={wanted!r} is none of auto, off, {', '.join(usable)} (what this processor runs)"
         )
-    return Kernel(path, names.index(path), opened.torchdfa_sign_mm, _one_openmp())
+    return Kernel(path, names.index(path), opened.torchdfa_sign_mm, bool(opened.torchdfa_openmp()) and _one_openmp())
 
 
 def _one_openmp() -> bool:

@@ -23,6 +23,10 @@ def kernels() -> tuple[KernelInfo, ...]:
     if isinstance(kernel, str):
         on_cpu = KernelInfo("sign_mm", "cpu", "torch", kernel)
     else:
-        threads = "as many threads as torch" if kernel.openmp else "one thread: torch's OpenMP is not the compiler's"
+        threads = (
+            "as many threads as torch"
+            if kernel.openmp
+            else "one thread: the compiler's OpenMP is missing, or not torch's"
+        )
         on_cpu = KernelInfo("sign_mm", "cpu", kernel.path, f"built by a C compiler of this machine; {threads}")
     return on_cpu, KernelInfo("sign_mm", "cuda", "torch", "there is no compiled kernel for GPUs")

@@ -182,6 +182,15 @@ const char *torchdfa_path(int i) {
     return PATHS[i].runs() ? PATHS[i].name : "";
 }
 
+/* Whether it was built to share its work between threads. */
+int torchdfa_openmp(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 /* Returns 0, or 1 where memory ran out and out is not complete. */
 int torchdfa_sign_mm(int path, int threads, const float *e, int64_t m, int64_t k, int64_t e_row, int64_t e_column,
                      const uint8_t *bits, int64_t n, int64_t bits_row, float *out) {

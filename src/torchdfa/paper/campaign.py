@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,21 +52,30 @@ def run(plan: Campaign, *, workers: int, hours: float | None, scheduler: str | N
     tasks = [work.task(r, plan.protocol, s, plan.folder, keep=plan.keep, quiet=not alone, **aside) for r, s in todo]
     watched = _Watched(plan, todo)
     began, before = time.time(), watched.epochs()
-    outcomes = []
     with watched.shown(hidden=alone) as watch:
-        for outcome in runner.run(
-            tasks, workers=workers, threads=threads, scheduler=scheduler, hours=hours, watch=watch
-        ):
-            outcomes.append(outcome)
-            watched.say(f"[{len(outcomes)}/{len(tasks)}] {outcome.name}: {outcome.value or outcome.message}")
+        outcomes = runner.run(tasks, workers=workers, threads=threads, scheduler=scheduler, hours=hours, watch=watch)
+        counts = _told(outcomes, len(tasks), watched)
     ended_early = hours is not None and time.time() >= began + 3600 * hours
-    advanced = watched.epochs() > before or any(o.status != "stopped" for o in outcomes)
+    advanced = watched.epochs() > before or counts["done"] + counts["failed"] > 0
     if ended_early and not advanced:
         raise RunError(
             f"--hours {hours:g} ended before one epoch of any run (checkpoints are kept, so the same command goes on "
             "from them); take a larger budget, or more --threads"
         )
-    return _exit_code(outcomes, ended_early)
+    if counts["failed"]:
+        return 1
+    return 130 if counts["stopped"] + counts["left"] and not ended_early else 0
+
+
+def _told(outcomes: Iterator[Outcome], total: int, watched: _Watched) -> Counter[str]:
+    """Say of each run what became of it as it ends, and how many there were of each kind."""
+    counts: Counter[str] = Counter()
+    for outcome in outcomes:
+        counts[outcome.status] += 1
+        if outcome.status != "left":
+            watched.say(f"[{counts.total()}/{total}] {outcome.name}: {outcome.value or outcome.message}")
+    watched.say(runner.tally(counts))
+    return counts
 
 
 def _todo(plan: Campaign) -> list[tuple[Recipe, int]]:
@@ -92,13 +102,6 @@ def _require_data(todo: Sequence[tuple[Recipe, int]], aside: dict[str, Any]) -> 
     names = dict.fromkeys(str(recipe.settings["data"]) for recipe, _ in todo)
     for name in names:
         program.load(TrainConfig(data=name, data_dir=aside["data_dir"], download=aside["download"]))
-
-
-def _exit_code(outcomes: Sequence[Outcome], ended_early: bool) -> int:
-    if any(outcome.status == "failed" for outcome in outcomes):
-        return 1
-    stopped = any(outcome.status == "stopped" for outcome in outcomes)
-    return 130 if stopped and not ended_early else 0
 
 
 class _Watched:

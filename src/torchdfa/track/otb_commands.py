@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +67,7 @@ def otb_run(
     hours: Annotated[float | None, Flag(help="stop cleanly after so long; the same command goes on")] = None,
 ) -> int:
     """Run trackers over a set; what is finished is not run again."""
+    from torchdfa.runner import tally
     from torchdfa.track.experiments import Experiment, run
 
     if threads is not None and workers == 1:
@@ -82,17 +84,17 @@ def otb_run(
     )  # fmt: skip
     if weights is None:
         note("no --weights: untrained features")
-    status = {"done": 0, "stopped": 0, "failed": 0}
+    counts: Counter[str] = Counter()
     for outcome in run(experiment, workers=workers, threads=threads, scheduler=scheduler, hours=hours):
-        status[outcome.status] += 1
+        counts[outcome.status] += 1
+        if outcome.status == "left":
+            continue
         what = f"{outcome.value['frames_per_second']:.2f} frames/s" if outcome.status == "done" else outcome.message
         print(f"{outcome.name}: {outcome.status}, {what}", flush=True)
-    print(
-        f"{status['done']} done, {status['stopped']} stopped, {status['failed']} failed; results: {experiment.folder}"
-    )
-    if status["failed"]:
-        raise RunError(f"{status['failed']} sequences failed; the same command tries them again")
-    if status["stopped"]:
+    print(f"{tally(counts)}; results: {experiment.folder}")
+    if counts["failed"]:
+        raise RunError(f"{counts['failed']} sequences failed; the same command tries them again")
+    if counts["stopped"] + counts["left"]:
         print("the same command goes on", file=sys.stderr)
     return 0
 
