@@ -56,7 +56,7 @@ def test_track_with_two_rules_side_by_side(home):
 def test_run_report_plot_and_play(at_home, capsys):
     run = ["otb", "run", "otb", "--missing", "skip", "--batch", "8", "--frames", "2", "--out", "results", *FLAGS]
     assert main(run) == 0
-    assert "4 done, 0 stopped, 0 failed" in capsys.readouterr().out
+    assert "4 done; results: results/OTB-100" in capsys.readouterr().out
     assert main(run) == 0, "what is finished is not run again"
     common = ["results/OTB-100", "--data", "otb", "--missing", "skip"]
     assert main(["otb", "report", *common, "--out", "report"]) == 0

@@ -9,7 +9,7 @@ from track.folders import table
 
 
 def test_the_demo_scores_draws_and_says_what_it_is(tmp_path):
-    said = demo(tmp_path / "demo", frames=5)
+    said = demo(tmp_path / "demo", frames=3)
     assert "not which rule tracks better" in said
     assert "too few sequences to tell" in said
     names = {p.name for p in (tmp_path / "demo").iterdir()}

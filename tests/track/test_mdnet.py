@@ -41,3 +41,19 @@ def test_untrained_features_have_about_unit_size_for_pixels():
     x = torch.randn(4, 3, 107, 107, generator=torch.Generator().manual_seed(1)) * 64
     with torch.no_grad():
         assert 0.2 < network(x).std() < 5
+
+
+def test_bf16_is_close_in_both_passes():
+    network = VGGM(VGG_M)
+    initialise_(network, torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, 107, 107, generator=torch.Generator().manual_seed(1)) * 60
+
+    def run(bf16):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = network(x)
+        y.float().square().mean().backward()
+        return y.detach().float().flatten(), network.conv1.weight.grad.flatten().clone()
+
+    for exact, near in zip(run(False), run(True), strict=True):
+        assert F.cosine_similarity(exact, near, dim=0) > 0.995

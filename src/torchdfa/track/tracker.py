@@ -23,7 +23,7 @@ from torchdfa.track.checks import checked_box, use_bf16
 from torchdfa.track.crops import features, prepared
 from torchdfa.track.frames import Frame, pixels
 from torchdfa.track.learner import Learner
-from torchdfa.track.mdnet import CROP, MDNet
+from torchdfa.track.mdnet import CROP, VGGM, MDNet
 from torchdfa.track.options import TrackerConfig, preset
 from torchdfa.track.regressor import BoxRegressor
 from torchdfa.track.samples import Spread, draw, draw_overlapping, require
@@ -70,6 +70,8 @@ class Tracker:
             weights = weights_file.load(weights, seed=self.config.seed)
         self.weights = weights
         self.network = network or (weights or weights_file.random(self.config.seed)).network()
+        if self.config.share_features and not isinstance(self.network.features, VGGM):
+            raise UsageError("share_features is for VGG-M, whose strides it knows; leave it out with another network")
         self._features = self.network.features.to(self.device).eval()
         self._features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._crop = crop
