@@ -1,6 +1,6 @@
 """Features of real images for benchmarks/online.py: a small CNN trained by BP on the classes 0..49 of CIFAR-100.
 
-    python benchmarks/online_features.py --data-dir DIR [--epochs 6] [--out runs/online]
+    python benchmarks/online_features.py --data-dir DIR [--epochs 5] [--out runs/online]
 
 The trunk never sees an image of the classes 50..99. The 512 units of its first fully-connected layer, after their ReLU,
 are the features of those classes' images: FOLDER/cifar100.npz with X, y (training images) and X_test, y_test.
@@ -82,7 +82,7 @@ def digits() -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/online"))
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -9,6 +9,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,11 +132,11 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 def memory(path: Path, updates: int) -> None:
-    """Each arm in a process of its own; the long run last."""
+    """Each arm in a process of its own; the long run, of one update a row in calls of 64 rows, last."""
     for width in (512, 4096):
         for name in (*ARMS, "autograd, SGD", "autograd, SGD in backward"):
             append(path, in_child({"arm": name, "width": width, "updates": 200}))
-    append(path, in_child({"arm": "bdfa", "width": 64, "updates": updates, "replay": 5}))
+    append(path, in_child({"arm": "bdfa", "width": 64, "updates": updates, "rows": 64}))
 
 
 def in_child(asked: dict[str, Any]) -> dict[str, Any]:
@@ -169,17 +170,21 @@ def child(asked: dict[str, Any]) -> dict[str, Any]:
     warm = learner(arm, 8, asked)
     for _ in range(20):
         warm(x[:1, :8], y[:1])
+    if isinstance(warm, HeadUpdate):
+        saved_size(warm)
     before = reset_peak()
     update = learner(arm, width, asked)
     update(x[:1], y[:1])
     making = peak() - before
     reset_peak()
-    sizes, held = [], []
-    for i in range(asked["updates"]):
-        update(x[i % 64 : i % 64 + 1], y[i % 64 : i % 64 + 1])
-        if asked["updates"] > 1000 and (i + 1) % (asked["updates"] // 20) == 0:
+    rows, sizes, held = asked.get("rows", 1), [], []
+    calls = asked["updates"] // rows
+    for i in range(calls):
+        start = i * rows % 64
+        update(x[start : start + rows], y[start : start + rows])
+        if calls > 1000 and (i + 1) % (calls // 20) == 0:
             held.append(peak() - before)
-            sizes.append(saved_size(update))
+            sizes += [saved_size(update)] if len(held) in (1, 20) else []
     found: dict[str, Any] = {
         "measured": peak() - before,
         "making": making,
@@ -227,11 +232,10 @@ class Autograd:
 
 
 def saved_size(update: Any) -> int:
-    path = Path(f"/tmp/online-{id(update)}.safetensors")
-    update.head.save(path)
-    size = path.stat().st_size
-    path.unlink()
-    return size
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "head.safetensors"
+        update.head.save(path)
+        return path.stat().st_size
 
 
 if __name__ == "__main__":

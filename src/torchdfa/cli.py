@@ -179,7 +179,7 @@ def online(
     source: Annotated[str, typer.Argument(help="features.npz with X and y, a CSV of label,number,... or - for stdin")],
     rule: Annotated[str, Flag(help="bp, fa, dfa, bdfa, frozen; several with commas")] = "bdfa",
     hidden: Annotated[str, Flag(help="widths of the hidden layers with commas, or none")] = "512",
-    lr: Annotated[float, Flag(help="learning rate")] = 0.003,
+    lr: Annotated[float, Flag(help="learning rate")] = 0.01,
     momentum: Annotated[float, Flag()] = 0.0,
     replay: Annotated[int, Flag(help="samples of each class that are kept and learned again")] = 0,
     classes: Annotated[str | None, Flag(help="all labels of a CSV stream with commas; else they are added")] = None,

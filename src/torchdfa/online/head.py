@@ -51,10 +51,11 @@ class OnlineHead(ClassifierMixin, BaseEstimator):
         seed: of weights, feedback, replay, and the order in which ``fit`` takes its rows.
 
     Attributes:
-        classes_: labels in the order of ``predict_proba``'s columns; added ones come last.
-        n_features_in_: width of the inputs.
-        updates_: updates made. undone_: updates refused because they were not finite or exploded.
-        network_, scaler_, replay_: the state.
+        ``classes_``: labels in the order of ``predict_proba``'s columns; added ones come last.
+        ``n_features_in_``: width of the inputs.
+        ``updates_``: updates made.
+        ``undone_``: updates that were not made because they were not finite or exploded.
+        ``network_``, ``scaler_``, ``replay_``: the state.
 
     Wrong parameters raise UsageError or ConversionError (both ValueErrors) at the first batch, as scikit-learn asks.
     """

@@ -37,7 +37,7 @@ class OnlineConfig:
 
     rule: str = "bdfa"  # one or several with commas
     hidden: str = "512"  # widths with commas; "none" is softmax regression
-    lr: float = 0.003
+    lr: float = 0.01
     momentum: float = 0.0
     replay: int = 0
     classes: str | None = None
@@ -143,7 +143,7 @@ def _run(
     if signals.signum:
         raise StreamStopped(signals.signum, folder, rows[-1]["samples"] if rows else 0)
     if not rows:
-        raise UsageError(f"{source} holds no sample that could be learned")
+        raise UsageError(f"{'stdin' if source == '-' else source} holds no sample that could be learned")
     return rows
 
 

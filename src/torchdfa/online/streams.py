@@ -62,8 +62,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             found = {name: file[name] for name in ("X", "y", "X_test", "y_test") if name in file}
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile, SyntaxError) as error:
-        raise UsageError(f"{path} is damaged or no NPZ of plain arrays ({str(error).splitlines()[0]})") from None
+    except (ValueError, TypeError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile, SyntaxError):
+        raise UsageError(f"{path} is damaged or no NPZ of plain arrays, as numpy.savez writes them") from None
     for x, y in (("X", "y"), ("X_test", "y_test")):
         if x in found or y in found or x == "X":
             _check_pair(path, found.get(x), found.get(y), x, y)
