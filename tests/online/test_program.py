@@ -55,7 +55,9 @@ def test_an_archive_in_three_orders(here, capsys):
     assert OnlineHead.load(here / "o" / "head.safetensors").rule == "bdfa"
     assert runs.verify(here / "o") == 6
     assert main(["online", "f.npz", *arguments]) == 2
-    assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds a finished run, which is never overwritten" in said
+    assert "torchdfa compare" not in said  # which reads other folders
 
 
 def test_a_csv_stream_goes_on_with_a_saved_head(here, capsys):

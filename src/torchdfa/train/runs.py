@@ -190,10 +190,8 @@ def create(folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}; take another --out") from None
     if RESULT in found:
-        raise UsageError(
-            f"{folder} holds a finished run, which is never overwritten; take another --out, or see it with "
-            f"'torchdfa compare {folder}'"
-        )
+        seen = f", or see it with 'torchdfa compare {folder}'" if CONFIG in found else ""
+        raise UsageError(f"{folder} holds a finished run, which is never overwritten; take another --out{seen}")
     if CHECKPOINT in found:
         raise UsageError(
             f"{folder} holds a run that has begun; continue it with 'torchdfa train --resume {folder}', "
