@@ -52,6 +52,7 @@ import torch
 import torchdfa
 from torch import nn
 
+torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 torchdfa.convert_(model, "bdfa", init="product")
 loss = nn.functional.cross_entropy(model(torch.ones(2, 4)), torch.zeros(2, dtype=torch.long))
