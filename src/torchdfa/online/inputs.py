@@ -55,7 +55,7 @@ def batch(x: Rows, y: NDArray[Any], sample_weight: Any, places: dict[Any, int]) 
     labels = _places(y, places)
     if sample_weight is None:
         return Batch(x, labels, np.ones(len(x)))
-    if not np.any(sample_weight):
+    if not np.any(np.asarray(sample_weight)):
         raise UsageError("sample_weight is zero for every row, so there is nothing to learn from")
     weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
     found = Batch(x, labels, weights)

@@ -64,7 +64,8 @@ def whole(photo: str | Path | Image.Image) -> Image.Image:
     with pillow_warnings():
         if isinstance(photo, Image.Image):
             return _guarded(lambda: _rgb(photo), "The image")
-        return _guarded(lambda: _rgb(Image.open(io.BytesIO(read(Path(photo))), formats=FORMATS)), str(photo))
+        content = read(Path(photo))
+        return _guarded(lambda: _rgb(Image.open(io.BytesIO(content), formats=FORMATS)), str(photo))
 
 
 def read(path: Path) -> bytes:
