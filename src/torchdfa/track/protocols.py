@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +28,15 @@ _AS_PYSOT = np.arange(0, 1.05, 0.05, dtype=np.float64)
 _AS_PYTRACKING = np.arange(21, dtype=np.float64) * 0.05
 
 
-@dataclass(frozen=True)
-class Curves:
-    """``success[k]``: share of frames whose overlap is above k/20; ``precision[k]``: whose centre is within k px.
+class CurveFigures:
+    """The figures that are read off a success curve (21 values) and a precision curve."""
 
-    ``mean_overlap`` is over the frames with true area; ``repaired`` counts results that were no box.
-    """
+    if TYPE_CHECKING:  # what has them; at run time a property here would stand in the way of a field
 
-    success: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    mean_overlap: float
-    frames: int
-    repaired: int = 0
+        @property
+        def success(self) -> NDArray[np.float64]: ...
+        @property
+        def precision(self) -> NDArray[np.float64]: ...
 
     @property
     def auc(self) -> float:
@@ -57,6 +54,20 @@ class Curves:
     @property
     def op75(self) -> float:
         return float(self.success[15])
+
+
+@dataclass(frozen=True)
+class Curves(CurveFigures):
+    """``success[k]``: share of frames whose overlap is above k/20; ``precision[k]``: whose centre is within k px.
+
+    ``mean_overlap`` is over the frames with true area; ``repaired`` counts results that were no box.
+    """
+
+    success: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    mean_overlap: float
+    frames: int
+    repaired: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchdfa.errors import UsageError
 from torchdfa.track import table
 from torchdfa.track.boxes import Boxes
-from torchdfa.track.protocols import AT_PIXELS, Curves, curves, protocol
+from torchdfa.track.protocols import CurveFigures, Curves, curves, protocol
 from torchdfa.track.results import Results
 from torchdfa.track.sequences import OTB, Sequence
 
@@ -21,7 +21,7 @@ _OTHER_LENGTHS = {"Board": 1, "Twinnings": 1}
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(CurveFigures):
     """One tracker over the ``wanted`` sequences of a set; every sequence counts the same, however long it is."""
 
     tracker: str
@@ -41,22 +41,6 @@ class Scores:
     @property
     def precision(self) -> NDArray[np.float64]:
         return np.mean([c.precision for c in self.sequences.values()], axis=0)
-
-    @property
-    def auc(self) -> float:
-        return float(self.success.mean())
-
-    @property
-    def precision20(self) -> float:
-        return float(self.precision[AT_PIXELS])
-
-    @property
-    def op50(self) -> float:
-        return float(self.success[10])
-
-    @property
-    def op75(self) -> float:
-        return float(self.success[15])
 
     @property
     def mean_overlap(self) -> float:
