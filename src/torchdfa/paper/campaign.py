@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torchdfa import runner
 from torchdfa.errors import RunError, UsageError
 from torchdfa.paper import results, work
-from torchdfa.paper.recipes import PROTOCOLS, Recipe, learned, owners, recipes, select
+from torchdfa.paper.recipes import Recipe, learned, owners, protocol_named, recipes, select
 from torchdfa.runner import Outcome
 from torchdfa.train import program, runs
 from torchdfa.train.config import TrainConfig
@@ -80,11 +80,9 @@ def _told(outcomes: Iterator[Outcome], total: int, watched: _Watched) -> Counter
 
 def _todo(plan: Campaign) -> list[tuple[Recipe, int]]:
     """Seed 0 of all recipes first, then seed 1: where the time ends, seeds are what is missing."""
-    if plan.protocol not in PROTOCOLS:
-        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}; got {plan.protocol!r}")
+    available = recipes(protocol_named(plan.protocol))
     if plan.seeds < 1:
         raise UsageError(f"--seeds must be at least 1; got {plan.seeds}")
-    available = recipes(PROTOCOLS[plan.protocol])
     chosen = owners(available, select(available, plan.patterns))
     try:
         (plan.folder / plan.protocol).mkdir(parents=True, exist_ok=True)
@@ -151,13 +149,12 @@ def add(folder: Path, protocol: str, target: Path) -> str:
 
     UsageError where the run has not finished, has the settings of no recipe, or its result is there already.
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
+    available = recipes(protocol_named(protocol))
     run = runs.read(folder)
     config = TrainConfig.from_dict(run.config.get("config"))
     if run.result is None:
         raise UsageError(f"{folder} has not finished; continue it with 'torchdfa train --resume {folder}'")
-    for recipe in recipes(PROTOCOLS[protocol]).values():
+    for recipe in available.values():
         if learned(recipe.config(config.seed)) == learned(config):
             path = target / protocol / results.file_name(recipe.source, config.seed)
             if path.exists():

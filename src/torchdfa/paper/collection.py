@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from torchdfa.errors import UsageError
 from torchdfa.paper import near_duplicates, results
-from torchdfa.paper.recipes import PROTOCOLS, Protocol, Recipe, recipes
+from torchdfa.paper.recipes import Protocol, Recipe, protocol_named, recipes
 from torchdfa.paper.results import Result
 from torchdfa.paper.summary import Summary, figure
 
@@ -91,12 +91,11 @@ def _right(result: Result) -> NDArray[np.bool_] | None:
 
 def collect(protocol: str, folder: Path | None) -> Collection:
     """Read the results that come with the package and those in `folder`; UsageError where a recipe has changed."""
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
-    available = recipes(PROTOCOLS[protocol])
+    found = protocol_named(protocol)
+    available = recipes(found)
     ours, notes = results.read_folder(results.shipped(), protocol)
     yours, own_notes = results.read_folder(folder, protocol) if folder else ([], [])
     return Collection(
-        PROTOCOLS[protocol], available, results.matching(ours, available), results.matching(yours, available),
+        found, available, results.matching(ours, available), results.matching(yours, available),
         (*notes, *own_notes),
     )  # fmt: skip

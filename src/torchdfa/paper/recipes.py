@@ -83,6 +83,13 @@ PROTOCOLS = {
 }
 
 
+def protocol_named(name: str) -> Protocol:
+    """UsageError where there is none of this name."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}; got {name!r}")
+    return PROTOCOLS[name]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings of `TrainConfig`, and where the paper has them."""
