@@ -23,17 +23,50 @@ def test_a_folder_is_read_in_order_and_written_again(tmp_path):
         video.writer(tmp_path / "out")
 
 
-def test_video_files_go_round(tmp_path):
+@pytest.mark.parametrize("name", ["v.avi", "v.mp4"])
+def test_video_files_go_round(tmp_path, name):
     pytest.importorskip("cv2")
-    with video.writer(tmp_path / "v.avi") as out:
+    with video.writer(tmp_path / name) as out:
         for frame in frames():
             out.write(frame)
-    assert [p.name for p in tmp_path.iterdir()] == ["v.avi"]
-    found = list(video.read(str(tmp_path / "v.avi")))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    found = list(video.read(str(tmp_path / name)))
     assert [round(float(f.mean()), -1) for f in found] == [20, 60, 100]
     (tmp_path / "cut.mp4").write_bytes(b"\x00" * 50)
     with pytest.raises((UsageError, RunError)):
         list(video.read(str(tmp_path / "cut.mp4")))
+
+
+class Camera:
+    """What OpenCV gives for a camera that shows two blue frames (BGR) and is then pulled out."""
+
+    opened: list[int] = []
+    released = 0
+
+    def __init__(self, number):
+        Camera.opened.append(number)
+        self.left = 2 if number == 0 else 0
+
+    def isOpened(self):  # noqa: N802 (OpenCV's name)
+        return self.left > 0
+
+    def read(self):
+        self.left -= 1
+        return self.left >= 0, np.full((4, 6, 3), (200, 100, 0), np.uint8)
+
+    def release(self):
+        Camera.released += 1
+
+
+def test_a_webcam_gives_rgb_frames_until_it_is_pulled_out(monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    found = list(video.read("webcam"))
+    assert [f[0, 0].tolist() for f in found] == [[0, 100, 200]] * 2
+    assert Camera.opened == [0]
+    assert Camera.released == 1, "the camera is free again"
+    with pytest.raises(UsageError, match="webcam 3 cannot be opened"):
+        video.read("3")
 
 
 def test_without_opencv_the_way_out_is_said(tmp_path, monkeypatch):
