@@ -11,7 +11,7 @@ from torchdfa.track import select
 
 
 def user(*points):
-    """A user who presses at the first of ``points`` (pixels of the frame), moves along them, and lets go at the last."""
+    """A user who presses at the first of ``points`` (pixels of the frame), moves along them, lets go at the last."""
 
     def show():
         axes = plt.gca()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from torchdfa.train import progress
+from torchdfa.train import bar
 from torchdfa.train.progress import Display, Stopwatch
 
 FIGURES: dict[str, Any] = {
@@ -21,7 +21,7 @@ FIGURES: dict[str, Any] = {
 def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, quiet: bool = False) -> str:
     out = io.StringIO()
     make = lambda quiet: Console(file=out, force_terminal=terminal, width=150, quiet=quiet)  # noqa: E731
-    monkeypatch.setattr(progress, "Console", make)
+    monkeypatch.setattr(bar, "Console", make)
     with Display("CBDFA product", epochs=3, steps=10, start=0, shown=not quiet) as display:
         display.step(5, 2.0, 20.0, 97.0)
         display.epoch(FIGURES)
@@ -36,7 +36,7 @@ def test_elsewhere_than_in_a_terminal_a_line_an_epoch(monkeypatch: pytest.Monkey
 def test_in_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, terminal=True)
     assert "CBDFA product" in text
-    assert "33%" in text
+    assert "10/30" in text
     assert "loss 1.500  acc 40.0 %  98 images/s  test 35.2 %" in text
 
 
@@ -48,7 +48,7 @@ def test_other_processes_show_nothing(monkeypatch: pytest.MonkeyPatch, terminal:
 def test_the_loss_is_asked_for_twice_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(progress, "Console", lambda quiet: Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr(bar, "Console", lambda quiet: Console(file=io.StringIO(), force_terminal=True))
     display = Display("BP", epochs=1, steps=10, start=0)
     assert not display.due()
     now += 0.6

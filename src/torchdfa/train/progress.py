@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from torchdfa.train.bar import Bar
 
 _SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -51,62 +50,36 @@ class Stopwatch:
                 self.__enter__()
 
 
-class Display:
+class Display(Bar):
     """Progress of one run; `due()` says when the caller should read the loss off the device for `step`."""
 
     def __init__(self, label: str, epochs: int, steps: int, start: int, *, shown: bool = True) -> None:
-        self.console = Console(quiet=not shown)
+        super().__init__(label, epochs * steps, start=start, shown=shown)
         self._label, self._epochs, self._steps = label, epochs, steps
-        self._shown = time.monotonic()
+        self._moved = time.monotonic()
         self._test = ""
-        self._bar: Progress | None = None
-        if self.console.is_terminal and shown:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self._task = self._bar.add_task(label, total=epochs * steps, completed=start, figures="")
-
-    def __enter__(self) -> Display:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def due(self) -> bool:
         """True at most twice a second: reading a loss makes the host wait for the device."""
-        return self._bar is not None and time.monotonic() - self._shown > _SECONDS_BETWEEN_UPDATES
+        return self.visible and time.monotonic() - self._moved > _SECONDS_BETWEEN_UPDATES
 
     def step(self, completed: int, loss: float, top1: float, images_per_second: float) -> None:
         """Move the bar to `completed` steps of the whole run."""
-        if self._bar:
-            self._shown = time.monotonic()
-            figures = f"loss {loss:.3f}  acc {top1:.1f} %  {images_per_second:.0f} images/s{self._test}"
-            self._bar.update(self._task, completed=completed, figures=figures)
+        self._moved = time.monotonic()
+        self.move(completed, f"loss {loss:.3f}  acc {top1:.1f} %  {images_per_second:.0f} images/s{self._test}")
 
     def epoch(self, figures: dict[str, Any]) -> None:
         """Show the figures of an epoch, the keys of metrics.jsonl."""
         self._test = f"  test {figures['test_top1']:.1f} %"
-        if self._bar:
-            done = (figures["epoch"]) * self._steps
+        if self.visible:
+            done = figures["epoch"] * self._steps
             self.step(done, figures["train_loss"], figures["train_top1"], figures["images_per_second"])
             return
         left = figures["seconds"] / figures["epoch"] * (self._epochs - figures["epoch"])
-        self.console.print(
+        self.line(
             f"{self._label}  epoch {figures['epoch']}/{self._epochs}  loss {figures['train_loss']:.3f}  "
             f"train {figures['train_top1']:.2f} %  test {figures['test_top1']:.2f} %  "
-            f"{figures['images_per_second']:.0f} images/s  {_minutes(left)} left",
-            soft_wrap=True,
-            highlight=False,
+            f"{figures['images_per_second']:.0f} images/s  {_minutes(left)} left"
         )
 
 
