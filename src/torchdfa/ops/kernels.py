@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchdfa.ops import cpu
+import torch
+
+from torchdfa.ops import cpu, cuda
 
 
 @dataclass(frozen=True)
@@ -18,15 +20,27 @@ class KernelInfo:
 
 
 def kernels() -> tuple[KernelInfo, ...]:
-    """What computes each operator here, and why; builds the CPU kernel if it was not used yet. Raises nothing."""
+    """What computes each operator here, and why; builds the kernels if they were not used yet. Raises nothing."""
+    return _on_cpu(), _on_cuda()
+
+
+def _on_cpu() -> KernelInfo:
     kernel = cpu.load()
     if isinstance(kernel, str):
-        on_cpu = KernelInfo("sign_mm", "cpu", "torch", kernel)
-    else:
-        threads = (
-            "as many threads as torch"
-            if kernel.openmp
-            else "one thread: the compiler's OpenMP is missing, or not torch's"
-        )
-        on_cpu = KernelInfo("sign_mm", "cpu", kernel.path, f"built by a C compiler of this machine; {threads}")
-    return on_cpu, KernelInfo("sign_mm", "cuda", "torch", "there is no compiled kernel for GPUs")
+        return KernelInfo("sign_mm", "cpu", "torch", kernel)
+    one = "one thread: the compiler's OpenMP is missing, or not torch's"
+    threads = "as many threads as torch" if kernel.openmp else one
+    return KernelInfo("sign_mm", "cpu", kernel.path, f"built by a C compiler of this machine; {threads}")
+
+
+def _on_cuda() -> KernelInfo:
+    """Of the current GPU."""
+    if torch.version.cuda is None:
+        return KernelInfo("sign_mm", "cuda", "torch", "this torch is built without CUDA")
+    if not torch.cuda.is_available():
+        return KernelInfo("sign_mm", "cuda", "torch", "torch sees no GPU")
+    kernel = cuda.load(torch.device("cuda", torch.cuda.current_device()))
+    if isinstance(kernel, str):
+        return KernelInfo("sign_mm", "cuda", "torch", kernel)
+    name = torch.cuda.get_device_name()
+    return KernelInfo("sign_mm", "cuda", "triton", f"compiled by Triton; agrees with float64 on {name}")

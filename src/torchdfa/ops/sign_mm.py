@@ -3,8 +3,8 @@
 ``error`` (..., K) of any floating dtype and layout, ``bits`` (K, ceil(n / 8)) as ``torchdfa.bits.pack`` makes them;
 returns ``error @ signs`` (..., n) in the dtype of ``error``: the product of Eq. 9. A ``RuntimeError`` names sizes
 that do not fit. One operator of ``torch.library``: it has a fake, so torch.compile takes it whole; a gradient with
-respect to ``error``; a rule for vmap; a reference in plain torch for every device; and on a CPU the compiled kernel
-where there is one. It may be called from several threads at once.
+respect to ``error``; a rule for vmap; a reference in plain torch for every device; and kernels for a CPU and for
+NVIDIA GPUs where they work. It may be called from several threads at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchdfa.bits import packed_width, unpack
-from torchdfa.ops import cpu
+from torchdfa.ops import cpu, cuda
 
 # Without a kernel no more than this is unpacked at a time, so packed feedback saves memory in the step too.
 CHUNK_BYTES = 10 * 2**20
@@ -68,6 +68,12 @@ def _on_cpu(error: Tensor, bits: Tensor, n: int) -> Tensor:
     return reference(error, bits, n) if out is None else out
 
 
+def _on_cuda(error: Tensor, bits: Tensor, n: int) -> Tensor:
+    _check(error, bits, n)
+    out = cuda.sign_mm(error, bits, n)
+    return reference(error, bits, n) if out is None else out
+
+
 def _fake(error: Tensor, bits: Tensor, n: int) -> Tensor:
     _check(error, bits, n)
     return error.new_empty(*error.shape[:-1], n)
@@ -100,6 +106,8 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], error: Tensor, bits: Tenso
 torch.library.define(_NAME, "(Tensor error, Tensor bits, SymInt n) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(reference)
 torch.library.impl(_NAME, "CPU")(_on_cpu)
+if torch.version.cuda is not None:  # not ROCm, whose devices are called cuda too
+    torch.library.impl(_NAME, "CUDA")(_on_cuda)
 torch.library.register_fake(_NAME)(_fake)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 torch.library.register_vmap(_NAME, _vmap)
