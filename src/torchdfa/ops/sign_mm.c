@@ -38,29 +38,35 @@ typedef struct {
 /* Exchange the bits `mask` of b with those `by` places higher of a. */
 #define EXCHANGE(a, b, by, mask) do { words t_ = ((a >> by) ^ b) & mask; b ^= t_; a ^= t_ << by; } while (0)
 
+#define UNROLLED _Pragma("GCC unroll 8") for
+
 /* 8 rows of 32 bytes -> byte c of row j holds the 8 bits of column 8 c + j. */
 INLINE void transpose_bits(words r[8]) {
-    for (int i = 0; i < 4; i++) EXCHANGE(r[i], r[i + 4], 4, 0x0f0f0f0f0f0f0f0fu);
-    for (int i = 0; i < 8; i += i & 1 ? 3 : 1) EXCHANGE(r[i], r[i + 2], 2, 0x3333333333333333u);
-    for (int i = 0; i < 8; i += 2) EXCHANGE(r[i], r[i + 1], 1, 0x5555555555555555u);
+    UNROLLED (int i = 0; i < 4; i++) EXCHANGE(r[i], r[i + 4], 4, 0x0f0f0f0f0f0f0f0fu);
+    UNROLLED (int i = 0; i < 2; i++) EXCHANGE(r[i], r[i + 2], 2, 0x3333333333333333u);
+    UNROLLED (int i = 4; i < 6; i++) EXCHANGE(r[i], r[i + 2], 2, 0x3333333333333333u);
+    UNROLLED (int i = 0; i < 8; i += 2) EXCHANGE(r[i], r[i + 1], 1, 0x5555555555555555u);
 }
 
 /* Index bytes of 8 rows from `row` on, the group g of those tabulated, for columns n0 to n0 + columns:
    index[block of columns][j][group][32 bytes]. Rows and bytes beyond the matrix are zeros. */
 INLINE void repack(const Product *p, int64_t row, int g, int64_t n0, int64_t columns, uint64_t *index) {
-    for (int64_t c = 0; c < columns; c += BLOCK, index += 32 * GROUPS) {
-        int64_t byte = (n0 + c) / 8, width = (p->n + 7) / 8 - byte;
+    int64_t byte = n0 / 8, width = (p->n + 7) / 8 - byte, step = p->bits_row;
+    const uint8_t *source = p->bits + row * step + byte;
+    for (int64_t c = 0; c < columns; c += BLOCK, index += 32 * GROUPS, source += 32, width -= 32) {
         words r[8];
-        for (int i = 0; i < 8; i++) {
-            r[i] = (words){0};
-            if (row + i >= p->k) continue;
-            const uint8_t *source = p->bits + (row + i) * p->bits_row + byte;
-            __builtin_prefetch(source + 8 * p->bits_row); /* never faults */
-            if (width >= 32) memcpy(&r[i], source, 32);
-            else memcpy(&r[i], source, width);
+        if (row + 8 <= p->k && width >= 32) {
+            UNROLLED (int i = 0; i < 8; i++) {
+                __builtin_prefetch(source + (8 + i) * step); /* never faults */
+                memcpy(&r[i], source + i * step, 32);
+            }
+        } else {
+            words edge[8] = {0};
+            for (int i = 0; i < 8 && row + i < p->k; i++) memcpy(&edge[i], source + i * step, width < 32 ? width : 32);
+            memcpy(r, edge, sizeof r);
         }
         transpose_bits(r);
-        for (int j = 0; j < 8; j++) memcpy(index + (j * GROUPS + g) * 4, &r[j], 32);
+        UNROLLED (int j = 0; j < 8; j++) memcpy(index + (j * GROUPS + g) * 4, &r[j], 32);
     }
 }
 
@@ -97,8 +103,12 @@ INLINE void look_up_##W(const float *table, const uint64_t *index, int groups, f
             for (int g = 0; g < groups; g++, t += 256) {                                                     \
                 uint64_t bytes = index[(j * GROUPS + g) * 4 + c];                                            \
                 ONE_REGISTER(t);                                                                             \
-                _Pragma("GCC unroll 8")                                                                      \
-                for (int i = 0; i < 8; i++, bytes >>= 8) a[i] += t[(uint8_t)bytes];                          \
+                _Pragma("GCC unroll 4")                                                                      \
+                for (int i = 0; i < 8; i += 2, bytes >>= 16) {                                               \
+                    __asm__("" : "+Q"(bytes));                                                               \
+                    a[i] += t[(uint8_t)bytes];                                                               \
+                    a[i + 1] += t[(uint8_t)(bytes >> 8)];                                                    \
+                }                                                                                            \
             }                                                                                                \
             for (int i = 0; i < 8; i++) total[i] += a[i];                                                    \
         }                                                                                                    \
