@@ -15,6 +15,7 @@ import pytest
 
 import torchdfa
 from environments import torch_needs
+from torchdfa.ops import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,7 +64,7 @@ def alone(wheel, tmp_path_factory) -> Path:
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"torchdfa/py.typed", "torchdfa/ops/sign_mm.c"} <= set(names)
+    assert {"torchdfa/py.typed", *(f"torchdfa/ops/{source}" for source in cpu.SOURCES)} <= set(names)
     assert {n.split("/")[0] for n in names} == {"torchdfa", f"torchdfa-{torchdfa.__version__}.dist-info"}
     assert any(n.endswith("licenses/LICENSE") for n in names)
     packed = {n.removeprefix("torchdfa/") for n in names if n.endswith(".py")}

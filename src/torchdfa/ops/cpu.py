@@ -17,6 +17,7 @@ from torch import Tensor
 from torchdfa.bits import packed_width, unpack
 from torchdfa.ops.build import NoKernelError, library
 
+SOURCES = ("sign_mm_bits.c", "sign_mm_lookup.c", "sign_mm_registers.c", "sign_mm_tiles.c", "sign_mm.c")
 VARIABLE = "TORCHDFA_KERNEL"  # auto, off, or the name of one path
 # Below these unpacking the signs and torch's matrix product are as quick.
 _SMALLEST, _NARROWEST = 2**12, 256  # weights, columns
@@ -68,7 +69,7 @@ def _load() -> Kernel | str:
         _LOGGER.info("sign_mm runs in plain torch, because %s=off", VARIABLE)
         return f"{VARIABLE}=off"
     try:
-        kernel = _choose(_open(library("sign_mm.c")), wanted)
+        kernel = _choose(_open(library(*SOURCES)), wanted)
         _self_test(kernel)
     except NoKernelError as error:
         _LOGGER.warning("sign_mm runs in plain torch, slower and with equal results, because %s", error)
@@ -90,17 +91,24 @@ def _open(path: Path) -> ctypes.CDLL:
     return opened
 
 
-def _choose(opened: ctypes.CDLL, wanted: str) -> Kernel:
+def paths(opened: ctypes.CDLL) -> list[Kernel]:
+    """What of the library this processor runs, best first; after "portable" those that are taken only by name."""
+    openmp = bool(opened.torchdfa_openmp()) and _one_openmp()
     names: list[str] = []
     while (name := opened.torchdfa_path(len(names))) is not None:
-        names.append(name.decode())
-    usable = [name for name in names if name]  # "" where the processor cannot run it
-    path = usable[0] if wanted == "auto" else wanted
-    if path not in usable:
+        names.append(name.decode())  # "" where the processor cannot run it
+    return [Kernel(name, i, opened.torchdfa_sign_mm, openmp) for i, name in enumerate(names) if name]
+
+
+def _choose(opened: ctypes.CDLL, wanted: str) -> Kernel:
+    usable = {kernel.path: kernel for kernel in paths(opened)}
+    if wanted == "auto":
+        return next(iter(usable.values()))
+    if wanted not in usable:
         raise NoKernelError(
             f"{VARIABLE}={wanted!r} is none of auto, off, {', '.join(usable)} (what this processor runs)"
         )
-    return Kernel(path, names.index(path), opened.torchdfa_sign_mm, bool(opened.torchdfa_openmp()) and _one_openmp())
+    return usable[wanted]
 
 
 def _one_openmp() -> bool:
