@@ -126,15 +126,14 @@ def _reroute(model: nn.Module, conversion: Conversion, feedback: dict[str, Feedb
     plan, chained = conversion.plan, conversion.settings.rule.route == "chain"
     others = () if chained else (*_starts(model, plan), *plan.outputs)
     for name in dict.fromkeys([*plan.cuts, *others]):
-        sends = {name: slice(None)} if chained else _sends(model, plan, name)
         reroute_(
             model.get_submodule(name),
             conversion.bus,
             name,
             feedback=feedback.get(name),
-            readers=1 if chained else len(plan.outputs_of(name)),
+            readers={name: slice(None)} if chained else _readers(model, plan, name),
             later=() if chained else plan.later(name),
-            sends=sends,
+            sends=(name,) if chained else _sends(plan, name),
         )
 
 
@@ -144,17 +143,20 @@ def _starts(model: nn.Module, plan: Plan) -> list[str]:
     return [name for name in firsts if can_reroute(model.get_submodule(name))]
 
 
-def _sends(model: nn.Module, plan: Plan, output: str) -> dict[str, slice]:
-    """The cut layers that ``output`` sends its error to, and the rows of their feedback that are its own."""
-    sends: dict[str, slice] = {}
-    for name in plan.cuts if output in plan.outputs else ():
-        start = 0
-        for other in plan.outputs_of(name):
-            stop = start + output_width(model, other)
-            if other == output:
-                sends[name] = slice(start, stop)
-            start = stop
-    return sends
+def _readers(model: nn.Module, plan: Plan, name: str) -> dict[str, slice]:
+    """The outputs that send their error to the cut layer ``name``, and the rows of its feedback that are theirs."""
+    rows: dict[str, slice] = {}
+    start = 0
+    for output in plan.outputs_of(name):
+        stop = start + output_width(model, output)
+        rows[output] = slice(start, stop)
+        start = stop
+    return rows
+
+
+def _sends(plan: Plan, output: str) -> tuple[str, ...]:
+    """The cut layers that ``output`` sends its error to."""
+    return tuple(name for name in plan.cuts if output in plan.outputs_of(name))
 
 
 def find_conversions(model: nn.Module) -> dict[str, tuple[nn.Module, Conversion]]:

@@ -42,6 +42,10 @@ class Feedback(nn.Module):
         """
         raise NotImplementedError
 
+    def error_shape(self, rows: slice, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """In which shape ``project`` takes the elements ``rows`` of the errors for an input of ``shape``."""
+        return math.prod(shape) // self.shape[1], len(range(self.shape[0])[rows])
+
     def dense(self) -> Tensor:
         """The whole matrix with its scale, in float32."""
         raise NotImplementedError
@@ -151,7 +155,13 @@ class ConvFeedback(Feedback):
         self.shape = tuple(matrix.shape)
         self.register_buffer("matrix", matrix)
         dims = len(layer.kernel_size)
-        self.geometry = (layer.stride, layer.padding, layer.dilation, False, [0] * dims, layer.groups)
+        assert not isinstance(layer.padding, str)  # refused at conversion
+        self.sliding = (layer.stride, layer.padding, layer.dilation)
+        self.geometry = (*self.sliding, False, [0] * dims, layer.groups)
+
+    def error_shape(self, rows: slice, shape: tuple[int, ...]) -> tuple[int, ...]:
+        sides = zip(shape[2:], self.shape[2:], *self.sliding, strict=True)
+        return shape[0], self.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.matrix,)

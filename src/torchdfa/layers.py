@@ -7,6 +7,7 @@ one-line classes below. Within one model the layers share a ``Bus``.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 
 from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
-from torchdfa.rules import Route, SendError
+from torchdfa.rules import Relay, SendError
 
 
 class Tap(NamedTuple):
-    """The attached input of a layer that read a detached copy, waiting for the outputs that send it an error."""
+    """The input of a layer that read a detached copy, waiting for the outputs that send it an error."""
 
-    tensor: Tensor
-    feedback: Feedback
-    unread: int
+    shape: torch.Size
+    units: int  # of its feedback
+    ports: dict[str, Tensor]  # where each output that has not been computed yet will send to
 
 
 class Bus(threading.local):
@@ -46,9 +47,9 @@ class Rerouted(nn.Module):
     bus: Bus
     site: str  # the layer's name in the model
     feedback: Feedback | None  # set where the layer reads a detached input
-    readers: int  # how many outputs send to this layer's tap
+    readers: dict[str, slice]  # the outputs that send to this layer's tap, and their rows of its feedback
     later: tuple[str, ...]  # sites downstream: their taps are stale once this layer is called again
-    sends: dict[str, slice]  # of an output: the sites it sends its error to, and its rows of their feedback
+    sends: tuple[str, ...]  # of an output: the sites it sends its error to
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name, callers may pass it by keyword)
         return self._send(super().forward(self._cut(input)))
@@ -65,37 +66,35 @@ class Rerouted(nn.Module):
             bus.watched[self.site] = x
         if bus.backprop:
             return x
-        bus.taps[self.site] = Tap(x, self.feedback, self.readers)
+        bus.taps[self.site] = Tap(x.shape, self.feedback.shape[1], dict(self._ports(x, self.feedback)))
         return x.detach()
+
+    def _ports(self, x: Tensor, feedback: Feedback) -> Iterator[tuple[str, Tensor]]:
+        for output, rows in self.readers.items():
+            yield output, Relay.apply(x, feedback, rows, *feedback.tensors())
 
     def _send(self, output: Tensor) -> Tensor:
         bus = self.bus
         if bus.backprop or not torch.is_grad_enabled():
             return output
-        taps: list[Tensor] = []
-        routes: list[Route] = []
-        held: list[Tensor] = []
-        for site, rows in self.sends.items():
-            tap = bus.taps.pop(site, None)
-            if tap is None:
+        ports: list[Tensor] = []
+        for site in self.sends:
+            tap = bus.taps.get(site)
+            if tap is None or self.site not in tap.ports:
                 continue
-            if tap.unread > 1:
-                bus.taps[site] = tap._replace(unread=tap.unread - 1)
             self._check_shapes(site, tap, output)
-            tensors = tap.feedback.tensors()
-            taps.append(tap.tensor)
-            routes.append(Route(tap.feedback, rows, slice(len(held), len(held) + len(tensors))))
-            held += tensors
-        return SendError.apply(output, tuple(routes), *taps, *held) if taps else output
+            ports.append(tap.ports.pop(self.site))
+            if not tap.ports:
+                del bus.taps[site]
+        return SendError.apply(output, *ports) if ports else output
 
     def _check_shapes(self, site: str, tap: Tap, output: Tensor) -> None:
         if site == self.site:
             return
-        errors, units = output.numel() // max(1, output.shape[-1]), tap.feedback.shape[1]
-        if errors * units != tap.tensor.numel():
+        if output.numel() // max(1, output.shape[-1]) * tap.units != tap.shape.numel():
             raise ConversionError(
-                f"the input of {site!r} has shape {tuple(tap.tensor.shape)} and the output of {self.site!r} "
-                f"{tuple(output.shape)}: feedback of {units} units a row needs the same number of rows in both. "
+                f"the input of {site!r} has shape {tuple(tap.shape)} and the output of {self.site!r} "
+                f"{tuple(output.shape)}: feedback of {tap.units} units a row needs the same number of rows in both. "
                 f"Leave {site!r} out with layers=[...] or take the error elsewhere with error_at=."
             )
 
@@ -144,9 +143,9 @@ def reroute_(
     site: str,
     *,
     feedback: Feedback | None,
-    readers: int,
+    readers: dict[str, slice],
     later: tuple[str, ...],
-    sends: dict[str, slice],
+    sends: tuple[str, ...],
 ) -> None:
     """Turn ``layer`` in place into its rerouted class."""
     layer.__class__ = _CLASSES[type(layer)]

@@ -1,4 +1,4 @@
-"""The rules, and the one autograd Function that they all use.
+"""The rules, and the two autograd Functions that they all use.
 
 A rule is a value: a route for the error and a store for its feedback.
 
@@ -14,10 +14,11 @@ The f' of every equation, and each local gradient, is left to autograd.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 from torchdfa.feedback import Feedback
 
@@ -47,40 +48,58 @@ RULES = {
 }
 
 
-class Route(NamedTuple):
-    """Where an output sends its error: the feedback, its rows for this output, the place of its tensors."""
+class Relay(torch.autograd.Function):
+    """Where an error from the output enters the graph again: backward sends it through ``feedback`` to ``x``.
 
-    feedback: Feedback
-    rows: slice
-    held: slice
-
-
-class SendError(torch.autograd.Function):
-    """Identity on ``output``; backward passes its error on and sends ``e @ D`` to each tap as well.
-
-    ``output`` (..., k) and the taps need no path between them in the graph: this is where taps that were cut off
-    join again. ``tensors`` are a tap for each of ``routes``, then the feedback's own tensors. Those are inputs, not
-    looked up in backward, for torch.compile: torch 2.10 confuses what a backward looks up with sizes that vary.
+    Its output is a *port*: a zero that holds no memory, of the error's shape and dtype, for ``SendError`` alone. It is
+    made before the layer that reads ``x``. Autograd runs nodes latest first, so each error is projected just when the
+    layers below are about to use it, and is free before the next: of all that wait, only the output's error is held.
+    ``tensors`` are those of ``feedback``. They are inputs, not looked up in backward, for torch.compile: torch 2.10
+    confuses what a backward looks up with sizes that vary.
     """
 
     generate_vmap_rule = True  # per-sample gradients with torch.func
 
     @staticmethod
-    def forward(output: Tensor, routes: tuple[Route, ...], *tensors: Tensor) -> Tensor:
+    def forward(x: Tensor, feedback: Feedback, rows: slice, *tensors: Tensor) -> Tensor:
+        return x.new_zeros((), dtype=_layer_dtype(x)).expand(feedback.error_shape(rows, x.shape))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.feedback, ctx.rows, *ctx.tensors = inputs
+        ctx.shape, ctx.dtype = (-1, *x.shape[1:]) if x.dim() > 1 else x.shape, x.dtype
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        sent = ctx.feedback.project(error, ctx.tensors, ctx.rows, ctx.shape).to(ctx.dtype)
+        return sent, None, None, *[None for _ in ctx.tensors]
+
+
+def _layer_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a layer computes what it reads as ``x``: that of the errors, too."""
+    device = x.device.type
+    autocast = x.dtype != torch.float64 and is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
+
+
+class SendError(torch.autograd.Function):
+    """Identity on ``output`` (..., k); backward passes its error on and hands it to each port of ``Relay`` as well.
+
+    ``output`` and the ports need no path between them in the graph: this is where layers that were cut off join again.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, *ports: Tensor) -> Tensor:
         # A copy rather than the input itself: an in-place activation may follow, the output of a Linear with
         # 3-D input is a view, and vmap cannot follow inputs marked dirty.
         return output.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.routes = inputs[1]
-        taps, ctx.held = inputs[2 : 2 + len(ctx.routes)], inputs[2 + len(ctx.routes) :]
-        ctx.taps = [((-1, *tap.shape[1:]) if tap.dim() > 1 else tap.shape, tap.dtype) for tap in taps]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.ports = [((-1, *port.shape[1:]), port.dtype) for port in inputs[1:]]
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        sent = [
-            route.feedback.project(error, ctx.held[route.held], route.rows, shape).to(dtype)
-            for route, (shape, dtype) in zip(ctx.routes, ctx.taps, strict=True)
-        ]
-        return error, None, *sent, *[None for _ in ctx.held]
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, ...]:
+        return error, *[error.reshape(shape).to(dtype) for shape, dtype in ctx.ports]

@@ -133,6 +133,24 @@ def test_model_in_bfloat16_altogether(rule: str) -> None:
             assert float((found[name].float() - gradient).norm() / gradient.norm()) < 0.1, name
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("only", ["last", "before"])
+def test_autocast_in_a_part_of_the_head(rule: str, only: str) -> None:
+    """The output's error has another dtype than the layers to which it is sent."""
+
+    def loss() -> Tensor:
+        x, y = batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=only == "before"):
+            x = model[:-1](x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=only == "last"):
+            return F.cross_entropy(model[-1](x if only == "last" else x.float()), y)
+
+    model = network(rule)
+    x, y = batch()
+    full = gradients.of(model, F.cross_entropy(model(x), y))
+    assert_near(gradients.of(model, loss()), full, 0.05)
+
+
 @cuda
 @pytest.mark.gpu
 @pytest.mark.parametrize("rule", RULES)
