@@ -24,6 +24,7 @@ CORE = (
     "seeded",
     "rules",
     "settings",
+    "updates",
     "layers",
     "graph",
     "probe",
@@ -33,6 +34,7 @@ CORE = (
     "convert",
     "report",
     "diagnostics",
+    "optim",
     "__init__",
 )
 # The programs may import the core; the core never knows them.
