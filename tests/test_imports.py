@@ -24,6 +24,7 @@ CORE = (
     "seeded",
     "rules",
     "settings",
+    "updates",
     "layers",
     "graph",
     "probe",
@@ -33,6 +34,7 @@ CORE = (
     "convert",
     "report",
     "diagnostics",
+    "optim",
     "__init__",
 )
 # Imported at the first product on a GPU, never before; torch for CUDA brings Triton along.

@@ -204,7 +204,9 @@ def online(
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="sign_mm, backward, step, memory; all, if none")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="sign_mm, backward, step, update, memory; all, if none")
+    ] = None,
     size: Annotated[str, Flag(help="small (seconds) or full (many minutes, 16 GB of memory)")] = "small",
     only: Annotated[str, Flag(help="measure the cases alone whose name this regular expression finds")] = "",
     rounds: Annotated[int, Flag(help="samples of each variant")] = 9,

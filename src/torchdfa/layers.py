@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
 from torchdfa.rules import Relay, SendError
+from torchdfa.updates import InBackwardLinear
 
 
 class Tap(NamedTuple):
@@ -111,6 +112,10 @@ class FeedbackLinear(Rerouted, nn.Linear):
     """``nn.Linear`` in a rerouted head."""
 
 
+class FeedbackInBackwardLinear(FeedbackLinear, InBackwardLinear):
+    """``InBackwardLinear`` in a rerouted head: cut, product and sending stay in this order."""
+
+
 class FeedbackConv1d(Rerouted, nn.Conv1d):
     """``nn.Conv1d`` in a rerouted network."""
 
@@ -125,6 +130,7 @@ class FeedbackConv3d(Rerouted, nn.Conv3d):
 
 _CLASSES: dict[type[nn.Module], type[Rerouted]] = {
     nn.Linear: FeedbackLinear,
+    InBackwardLinear: FeedbackInBackwardLinear,
     nn.Conv1d: FeedbackConv1d,
     nn.Conv2d: FeedbackConv2d,
     nn.Conv3d: FeedbackConv3d,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torchdfa import cli
-from torchdfa.bench import harness, heads, memory, products, program, table
+from torchdfa.bench import harness, heads, memory, products, program, table, updates
 from torchdfa.bench.harness import Case
 from torchdfa.bench.heads import TINY
 from torchdfa.bench.peers import HookedDFA
@@ -110,8 +110,31 @@ def test_memory_in_processes_of_their_own() -> None:
     assert found["chunks"]["extra_peak_bytes"] < 20 * 2**20  # the whole matrix would be 33 MB
 
 
+def test_updates_are_those_of_sgd() -> None:
+    weights = []
+    for kind in updates.KINDS:
+        model, optimizer, x, y = updates.prepared(TINY, "bdfa", kind, 0.9)
+        for _ in range(3):
+            updates.step(optimizer, updates.forward(model, x, y))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[1:], weights[:1] * 2)
+    assert {kind for _, kind in (name.split(", ") for name in updates._jobs(TINY, 0.0))} == set(updates.KINDS)
+
+
+def test_peaks_of_updates_in_processes_of_their_own() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs /proc")
+    head = heads.Head((1024, 2048, 2048, 10), 2, trunk=False)
+    found = updates.memory(head, ("bp",))
+    gradients = 4 * (1024 * 2048 + 2048 * 2048)
+    assert found["bp, fused SGD"]["held_bytes"] == found["bp, in backward"]["held_bytes"] > 2 * gradients
+    saved = found["bp, fused SGD"]["extra_peak_bytes"] - found["bp, in backward"]["extra_peak_bytes"]
+    assert saved > 0.8 * gradients
+
+
 def test_names_are_complete() -> None:
-    found = {case.bench for size in program.SIZES for case in (*products.cases(size), *heads.cases(size))}
+    modules = (products, heads, updates)
+    found = {case.bench for size in program.SIZES for module in modules for case in module.cases(size)}
     assert found | {"memory"} == set(program.BENCHES)
     with pytest.raises(UsageError, match="bench 'x'"):
         program.bench(["x"], size="small", only="", rounds=1, threads=1, out=None, show=None)

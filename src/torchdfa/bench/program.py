@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from torchdfa.bench import heads, memory, products, table
+from torchdfa.bench import heads, memory, products, table, updates
 from torchdfa.bench.harness import record, surroundings
 from torchdfa.errors import UsageError
 from torchdfa.train import runs
 
-BENCHES = ("sign_mm", "backward", "step", "memory")
+BENCHES = ("sign_mm", "backward", "step", "update", "memory")
 SIZES = ("small", "full")
 _MEMORY = {"small": (8, 1000, 1024), "full": (32, 32000, 4096)}
 
@@ -60,16 +61,25 @@ def _check(names: list[str], size: str, only: str, rounds: int, threads: int) ->
 
 
 def _records(names: list[str], size: str, only: str, rounds: int) -> Iterator[dict[str, Any]]:
-    for case in (*products.cases(size), *heads.cases(size)):
+    for case in (*products.cases(size), *heads.cases(size), *updates.cases(size)):
         if case.bench in names and re.search(only, f"{case.bench} {case.name}"):
             yield record(case, rounds)
-    shape = _MEMORY[size]
-    name = f"({','.join(map(str, shape))})"
-    if "memory" in names and re.search(only, f"memory {name}"):
-        if sys.platform != "linux":
-            raise UsageError("the bench 'memory' reads /proc, which Linux alone has; name the others")
-        before = os.getloadavg()
-        yield {"bench": "memory", "case": name, "memory": dict(memory.measure(*shape)), **surroundings(before)}
+    if "memory" in names:
+        yield from _memory(size, only)
+
+
+def _memory(size: str, only: str) -> Iterator[dict[str, Any]]:
+    shape, heads = _MEMORY[size], updates.SIZES[size]
+    measures: dict[str, Callable[[], Mapping[str, Any]]] = {
+        f"({','.join(map(str, shape))})": lambda: dict(memory.measure(*shape)),
+        **{f"step {head.name}": partial(updates.memory, head) for head in heads},
+    }
+    for name, measure in measures.items():
+        if re.search(only, f"memory {name}"):
+            if sys.platform != "linux":
+                raise UsageError("the bench 'memory' reads /proc, which Linux alone has; name the others")
+            before = os.getloadavg()
+            yield {"bench": "memory", "case": name, "memory": measure(), **surroundings(before)}
 
 
 def _print(records: list[dict[str, Any]], image: Path | None) -> None:
