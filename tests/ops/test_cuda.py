@@ -106,7 +106,8 @@ class TestCompiled:
     """What the compiler makes of the kernel for GPUs of compute capability 8.0 and 9.0."""
 
     @staticmethod
-    def compiled(capability: int, dtype: str, m: int, aligned: bool) -> Any:
+    def compiled(capability: int, dtype: str, m: int, sizes: int) -> Any:
+        """With sizes known to be multiples of 16, or to be 1, or (0) not known: Triton compiles each of these."""
         import triton
         from triton.backends.compiler import GPUTarget
 
@@ -114,13 +115,16 @@ class TestCompiled:
 
         rows, depth = tile(m)
         constants = {"OPERAND": tl.float16 if dtype == "fp16" else tl.bfloat16}
-        constants |= {"ROWS": rows, "COLUMNS": COLUMNS, "DEPTH": depth} | ({"error_column": 1} if aligned else {})
+        constants |= {"ROWS": rows, "COLUMNS": COLUMNS, "DEPTH": depth} | ({"error_column": 1} if sizes == 16 else {})
+        names = {"m", "k", "n", "width", "error_row", "error_column", "bits_row", "out_split", "blocks"}
+        constants |= dict.fromkeys(names, 1) if sizes == 1 else {}
         types = dict.fromkeys(kernel.arg_names, "i32") | {"error": f"*{dtype}", "bits": "*u8", "out": f"*{dtype}"}
         types |= dict.fromkeys(constants, "constexpr")
-        sixteen = {"error", "bits", "out", "k", "n", "width", "error_row", "bits_row", "out_split"} if aligned else ()
+        sixteen = {"error", "bits", "out"} | names - {"m", "error_column", "blocks"} if sizes == 16 else ()
         hints = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in sixteen}
         source = triton.compiler.ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=hints)
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+        options = {"num_warps": 4, "enable_fp_fusion": False}
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
     @staticmethod
     def loop(ptx: str) -> list[str]:
@@ -134,33 +138,34 @@ class TestCompiled:
                 return [text.split()[0] for text in lines[labels[jump[1]] : i] if re.match(r"[a-z]", text)]
         raise AssertionError("the kernel has no loop")
 
-    @pytest.mark.parametrize("m, aligned", [(1, True), (33, False)])
+    @pytest.mark.parametrize("m, sizes", [(1, 16), (1, 1), (33, 0)])
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
     @pytest.mark.parametrize("capability", [80, 90])
-    def test_compiles(self, fresh_cache: None, capability: int, dtype: str, m: int, aligned: bool) -> None:
-        made = self.compiled(capability, dtype, m, aligned)
+    def test_compiles(self, fresh_cache: None, capability: int, dtype: str, m: int, sizes: int) -> None:
+        made = self.compiled(capability, dtype, m, sizes)
         assert made.asm["cubin"].startswith(b"\x7fELF")
         assert f".target sm_{capability}" in made.asm["ptx"]
         operands = ".f16.f16" if dtype == "fp16" else ".bf16.bf16"
-        assert any(re.match(r"w?g?mma\.", text) and operands in text for text in self.loop(made.asm["ptx"]))
+        products = [text for line in made.asm["ptx"].splitlines() for text in re.findall(r"\bw?g?mma\.\S+", line)]
+        assert any(operands in text for text in products)
 
     @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
     @pytest.mark.parametrize("capability", [80, 90])
     def test_decodes_two_signs_at_a_time(self, fresh_cache: None, capability: int, dtype: str) -> None:
         """In the whole loop fewer than 4 instructions a sign; bit by bit it takes 9 and more."""
-        loop = self.loop(self.compiled(capability, dtype, 1, aligned=True).asm["ptx"])
+        loop = self.loop(self.compiled(capability, dtype, 1, 16).asm["ptx"])
         signs = 64 * 128 // 128  # for each of 128 threads
         assert len(loop) < 4 * signs
         for shift_or_mask in ("shl.b32", "and.b32", "or.b32"):
             assert loop.count(shift_or_mask) < 0.7 * signs
 
-    @pytest.mark.parametrize("m, aligned", [(1, True), (33, False)])
+    @pytest.mark.parametrize("m, sizes", [(1, 16), (33, 0)])
     @pytest.mark.parametrize("capability", [80, 90])
     def test_blocks_of_float32_are_added_by_rounding_additions(
-        self, fresh_cache: None, capability: int, m: int, aligned: bool
+        self, fresh_cache: None, capability: int, m: int, sizes: int
     ) -> None:
         """Not by the tensor cores: every number of a tile has its addition in every turn of the loop."""
-        loop = self.loop(self.compiled(capability, "fp32", m, aligned).asm["ptx"])
+        loop = self.loop(self.compiled(capability, "fp32", m, sizes).asm["ptx"])
         tile = (16 if m == 1 else 64) * 128
         assert sum(re.match(r"add(\.rn)?\.f32", text) is not None for text in loop) >= tile // 128
 

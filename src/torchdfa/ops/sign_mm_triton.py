@@ -17,17 +17,17 @@ _BLOCKS_A_PROGRAM = 4
 
 
 @triton.jit
-def _signs(octets, PAIR: tl.constexpr):
-    """Octets (K, W) to ±1 (K, 8 W) of the 16-bit type whose number 1 stands twice in ``PAIR``.
+def _signs(octets, ones):
+    """Octets (K, W) to ±1 (K, 8 W) of the 16-bit type whose number 1 stands twice in ``ones``.
 
     Two signs at a time: one shift takes an even bit to bit 15 and the odd one after it, 16 places up, to bit 31.
     Halves of a word become neighbours without an instruction, as they already are in the register.
     """
     halves = (octets.to(tl.uint32) * 0x8001) ^ 0xFFFFFFFF  # odd bits 15 places up; a set bit is +1, sign bit 0
-    first = ((halves << 15) & 0x80008000) | PAIR
-    second = ((halves << 13) & 0x80008000) | PAIR
-    third = ((halves << 11) & 0x80008000) | PAIR
-    fourth = ((halves << 9) & 0x80008000) | PAIR
+    first = ((halves << 15) & 0x80008000) | ones
+    second = ((halves << 13) & 0x80008000) | ones
+    third = ((halves << 11) & 0x80008000) | ones
+    fourth = ((halves << 9) & 0x80008000) | ones
     pairs = tl.join(tl.join(first, third), tl.join(second, fourth))
     both = tl.join((pairs & 0xFFFF).to(tl.uint16), (pairs >> 16).to(tl.uint16))
     return both.reshape(octets.shape[0], octets.shape[1] * 8)
@@ -57,12 +57,15 @@ def _product(error, signs, total, OPERAND: tl.constexpr):
 
 @triton.jit
 def kernel(
-    error, bits, out, m, k, n, width, error_row, error_column, bits_row, out_split, blocks,
+    error, bits, out, m, k, n, width, error_row, error_column, bits_row, out_split, blocks, ones,
     OPERAND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of ``out``, from ``blocks`` blocks of DEPTH rows of the signs; OPERAND is what is multiplied."""
+    """One tile of ``out``, from ``blocks`` blocks of DEPTH rows of the signs; OPERAND is what is multiplied.
+
+    ``ones`` is no constant, because an instruction holds one constant: with two of them, masking a word and setting
+    bits in it would take two (compute capability 9.0; for 8.0 the compiler spends two all the same).
+    """
     FORMAT: tl.constexpr = tl.float16 if error.dtype.element_ty == tl.float16 else tl.bfloat16
-    PAIR: tl.constexpr = 0x3C003C00 if error.dtype.element_ty == tl.float16 else 0x3F803F80
     tiles = tl.cdiv(n, COLUMNS)
     row = (tl.program_id(0) // tiles) * ROWS + tl.arange(0, ROWS)[:, None]
     tile = tl.program_id(0) % tiles
@@ -75,7 +78,7 @@ def kernel(
         part = tl.load(error + at, mask=(row < m) & (depth[None, :] < k), other=0.0)
         at = depth[:, None].to(tl.int64) * bits_row + octet
         octets = tl.load(bits + at, mask=(depth[:, None] < k) & (octet < width), other=0)
-        total = _product(part, _signs(octets, PAIR).to(FORMAT, bitcast=True).to(OPERAND), total, OPERAND)
+        total = _product(part, _signs(octets, ones).to(FORMAT, bitcast=True).to(OPERAND), total, OPERAND)
     column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     at = tl.program_id(1).to(tl.int64) * out_split + row.to(tl.int64) * n + column
     tl.store(out + at, total.to(out.dtype.element_ty), mask=(row < m) & (column < n))
@@ -103,9 +106,11 @@ def product(error: Tensor, bits: Tensor, n: int, programs: int, operand: tl.dtyp
     share = triton.cdiv(blocks, splits)
     splits = triton.cdiv(blocks, share)  # none without a share
     out = error.new_empty(splits, m, n, dtype=error.dtype if splits == 1 else torch.float32)
+    half = error.dtype == torch.float16
     kernel[tiles, splits](
         error, bits, out, m, k, n, bits.shape[1], *error.stride(), bits.stride(0), m * n, share,
-        OPERAND=operand or (tl.float16 if error.dtype == torch.float16 else tl.bfloat16),
-        ROWS=rows, COLUMNS=COLUMNS, DEPTH=depth,
+        0x3C003C00 if half else 0x3F803F80,
+        OPERAND=operand or (tl.float16 if half else tl.bfloat16), ROWS=rows, COLUMNS=COLUMNS, DEPTH=depth,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return out[0] if splits == 1 else out.sum(0).to(error.dtype)
