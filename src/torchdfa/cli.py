@@ -210,14 +210,17 @@ def bench(
     size: Annotated[str, Flag(help="small (seconds) or full (many minutes, 16 GB of memory)")] = "small",
     only: Annotated[str, Flag(help="measure the cases alone whose name this regular expression finds")] = "",
     rounds: Annotated[int, Flag(help="samples of each variant")] = 9,
-    threads: Annotated[int, Flag(help="CPU threads")] = 1,
+    threads: Annotated[int, Flag(help="CPU threads; ratios of several are of wall times")] = 1,
+    keep_memory: Annotated[bool, Flag(help="malloc keeps what is freed, so no step maps memory anew (glibc)")] = False,
     out: Annotated[Path | None, Flag(help="append each result as a JSON line to this file")] = None,
     show: Annotated[Path | None, Flag(help="measure nothing: print and draw the results in this file")] = None,
 ) -> None:
     """Measure what feedback costs on this machine, beside back-propagation and peers."""
     from torchdfa.bench.program import bench as measure
 
-    measure(names or [], size=size, only=only, rounds=rounds, threads=threads, out=out, show=show)
+    measure(
+        names or [], size=size, only=only, rounds=rounds, threads=threads, keep_memory=keep_memory, out=out, show=show
+    )
 
 
 tracking.add_to(app)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +135,45 @@ def test_peaks_of_updates_in_processes_of_their_own() -> None:
     assert saved > 0.8 * gradients
 
 
+_FAULTS = """
+import resource, torch
+from torchdfa.bench.memory import keep_freed
+keep_freed()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 * 2**20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(*(faults() for _ in range(6)))
+"""
+
+
+def test_memory_that_is_kept_is_not_mapped_again() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("needs glibc")
+    done = subprocess.run([sys.executable, "-c", _FAULTS], check=True, capture_output=True, text=True)
+    first, *later = map(int, done.stdout.split())  # the heap grows until a block of this alignment fits in
+    assert first > 1000
+    assert min(later) < 10
+
+
+def test_ratios_of_several_threads_are_of_wall_times_and_stand_beside_those_of_one(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    before = torch.get_num_threads()
+    try:
+        for threads in ("1", "2"):
+            arguments = ["backward", "--only", "64-128", "--rounds", "1", "--threads", threads, "--out", str(out)]
+            assert cli.main(["bench", *arguments]) == 0
+    finally:
+        torch.set_num_threads(before)
+    one, two = table.latest(out)
+    assert [one["case"], two["case"]] == ["64-128-128-10, batch 32", "64-128-128-10, batch 32, 2 threads"]
+    assert dict(table.ratios(one)) == one["cpu_ratio"]
+    assert dict(table.ratios(two)) == two["wall_ratio"]
+
+
 def test_names_are_complete() -> None:
     modules = (products, heads, updates)
     found = {case.bench for size in program.SIZES for module in modules for case in module.cases(size)}
     assert found | {"memory"} == set(program.BENCHES)
     with pytest.raises(UsageError, match="bench 'x'"):
-        program.bench(["x"], size="small", only="", rounds=1, threads=1, out=None, show=None)
+        program.bench(["x"], size="small", only="", rounds=1, threads=1, keep_memory=False, out=None, show=None)

@@ -1,9 +1,9 @@
-"""Backward passes and whole steps of fully-connected heads: back-propagation, dense and one-bit feedback, peers."""
+"""Backward passes and whole training steps: back-propagation, dense and one-bit feedback, peers."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import torchdfa
 from torchdfa.bench.harness import Case, Job
 from torchdfa.bench.peers import HookedDFA
+from torchdfa.train import models
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Head:
     widths: tuple[int, ...]
     batch: int
     trunk: bool
+
+    @property
+    def classes(self) -> int:
+        return self.widths[-1]
 
     @property
     def name(self) -> str:
@@ -45,28 +50,51 @@ class Head:
         return x, torch.randint(self.widths[-1], (self.batch,), generator=generator)
 
 
+@dataclass(frozen=True)
+class Vgg16:
+    """The network of Figure 3 for 32 x 32 images and 10 classes, and rows of a batch."""
+
+    batch: int
+    classes: int = 10
+
+    @property
+    def name(self) -> str:
+        return f"VGG-16, batch {self.batch}"
+
+    def build(self) -> nn.Sequential:
+        """Of the same weights every time."""
+        torch.manual_seed(0)
+        model = models.build("vgg16", classes=self.classes, channels=3, image_size=32)
+        return nn.Sequential(*[layer for part in model.children() for layer in part.children()])
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(self.batch, 3, 32, 32, generator=generator)
+        return x, torch.randint(self.classes, (self.batch,), generator=generator)
+
+
 VGG = Head((512, 4096, 4096, 10), 100, trunk=True)
 MLP = Head((784, 2048, 2048, 2048, 2048, 2048, 10), 128, trunk=False)
 IMAGENET = Head((25088, 4096, 4096, 1000), 32, trunk=True)
 VOCABULARY = Head((4096, 4096, 4096, 32000), 32, trunk=True)
 TINY = Head((64, 128, 128, 10), 32, trunk=True)
-SIZES = {"small": [TINY, VGG], "full": [VGG, MLP, IMAGENET, VOCABULARY]}
+HEADS = {"small": [TINY, VGG], "full": [VGG, MLP, IMAGENET, VOCABULARY]}
+NETWORKS: dict[str, Sequence[Head | Vgg16]] = {"small": [TINY, VGG], "full": [VGG, MLP, Vgg16(16)]}
 
 _RULES = (("bp / bdfa", "bp", "bdfa"), ("dfa / bdfa", "dfa", "bdfa"), ("bp / dfa", "bp", "dfa"))
 _PEERS = (*_RULES, ("hooked dfa / dfa", "hooked dfa", "dfa"), ("biotorch dfa / dfa", "biotorch dfa", "dfa"))
 
 
 def cases(size: str) -> Iterator[Case]:
-    """The backward pass alone of every head; whole steps of those of moderate size, beside peers."""
-    for head in SIZES[size]:
+    """The backward pass alone of every head; whole steps of networks of moderate size, beside peers."""
+    for head in HEADS[size]:
         yield Case("backward", head.name, partial(_backwards, head), _RULES)
-    for head in SIZES[size]:
-        if head.widths[-1] <= 10:
-            yield Case("step", head.name, partial(_steps, head), _PEERS)
+    for network in NETWORKS[size]:
+        yield Case("step", network.name, partial(_steps, network), _PEERS)
 
 
-def _models(head: Head) -> dict[str, nn.Module]:
-    return {rule: torchdfa.convert_(head.build(), rule) for rule in ("bp", "dfa", "bdfa")}
+def _models(network: Head | Vgg16) -> dict[str, nn.Module]:
+    return {rule: torchdfa.convert_(network.build(), rule) for rule in ("bp", "dfa", "bdfa")}
 
 
 def _backwards(head: Head) -> dict[str, Job]:
@@ -82,22 +110,22 @@ def _backwards(head: Head) -> dict[str, Job]:
     return {name: job(model) for name, model in _models(head).items()}
 
 
-def _steps(head: Head) -> dict[str, Job]:
+def _steps(network: Head | Vgg16) -> dict[str, Job]:
     """Forward, backward and SGD with momentum."""
-    models = _models(head) | {"hooked dfa": HookedDFA(head.build())}
-    forwards: dict[str, Callable[[Tensor, Tensor], Tensor]] = {name: _plain(model) for name, model in models.items()}
+    found = _models(network) | {"hooked dfa": HookedDFA(network.build())}
+    forwards: dict[str, Callable[[Tensor, Tensor], Tensor]] = {name: _plain(model) for name, model in found.items()}
     if importlib.util.find_spec("biotorch") is not None:  # pragma: no cover
-        models["biotorch dfa"] = model = _biotorch(head)
+        found["biotorch dfa"] = model = _biotorch(network)
         forwards["biotorch dfa"] = lambda x, y: model(x, targets=y, loss_function=F.cross_entropy)
-    return {name: _step(head, model, forwards[name]) for name, model in models.items()}
+    return {name: _step(network, model, forwards[name]) for name, model in found.items()}
 
 
 def _plain(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, y: model(x)
 
 
-def _step(head: Head, model: nn.Module, forward: Callable[[Tensor, Tensor], Tensor]) -> Job:
-    x, y = head.data()
+def _step(network: Head | Vgg16, model: nn.Module, forward: Callable[[Tensor, Tensor], Tensor]) -> Job:
+    x, y = network.data()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def step(_: Any) -> None:
@@ -108,9 +136,9 @@ def _step(head: Head, model: nn.Module, forward: Callable[[Tensor, Tensor], Tens
     return (lambda: None), step
 
 
-def _biotorch(head: Head) -> nn.Module:  # pragma: no cover
+def _biotorch(network: Head | Vgg16) -> nn.Module:  # pragma: no cover
     from biotorch.module.biomodule import BioModule
 
-    model = BioModule(head.build(), mode="dfa", output_dim=head.widths[-1])
+    model = BioModule(network.build(), mode="dfa", output_dim=network.classes)
     assert isinstance(model, nn.Module)
     return model

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from torchdfa.errors import UsageError
 
 _SCRIPT = """
 import json, sys
@@ -35,6 +38,7 @@ run(error)
 held = sum(t.numel() * t.element_size() for t in (matrix, bits) if t is not None)
 print(json.dumps({"held_bytes": held, "extra_peak_bytes": max(0, resident("VmHWM") - before)}))
 """
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 KINDS = ("dense", "kernel", "chunks", "seed")
 
 
@@ -44,6 +48,18 @@ def resident(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def keep_freed() -> None:
+    """From now on this process keeps the memory that it frees, so that the next step need not have it mapped again.
+
+    By default glibc returns large blocks to the system, which hands new ones out zeroed page by page.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        raise UsageError("--keep-memory sets options of glibc's malloc, which this system does not have; leave it out")
+    for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
+        mallopt(option, value)
 
 
 def measure(m: int, k: int, n: int, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, dict[str, int]]]:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,15 @@ _MEMORY = {"small": (8, 1000, 1024), "full": (32, 32000, 4096)}
 
 
 def bench(
-    names: list[str], *, size: str, only: str, rounds: int, threads: int, out: Path | None, show: Path | None
+    names: list[str],
+    *,
+    size: str,
+    only: str,
+    rounds: int,
+    threads: int,
+    keep_memory: bool,
+    out: Path | None,
+    show: Path | None,
 ) -> None:
     """Measure the benches ``names`` (all, if none) and print a table; or print that of the file ``show``."""
     if show is not None:
@@ -34,8 +43,11 @@ def bench(
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UsageError(f"--out {out} must be a file in a folder that exists")
     torch.set_num_threads(threads)
+    if keep_memory:
+        memory.keep_freed()
+    suffix = f", {threads} threads" * (threads > 1) + ", memory kept" * keep_memory
     found = []
-    for value in _records(names or list(BENCHES), size, only, rounds):
+    for value in _records(names or list(BENCHES), size, only, rounds, suffix):
         print(f"{value['bench']} {value['case']}", file=sys.stderr, flush=True)
         found.append(value)
         if out is not None:
@@ -60,8 +72,9 @@ def _check(names: list[str], size: str, only: str, rounds: int, threads: int) ->
         raise UsageError(f"--only {only!r} must be a regular expression: {error}") from None
 
 
-def _records(names: list[str], size: str, only: str, rounds: int) -> Iterator[dict[str, Any]]:
-    for case in (*products.cases(size), *heads.cases(size), *updates.cases(size)):
+def _records(names: list[str], size: str, only: str, rounds: int, suffix: str) -> Iterator[dict[str, Any]]:
+    for plain in (*products.cases(size), *heads.cases(size), *updates.cases(size)):
+        case = replace(plain, name=plain.name + suffix)
         if case.bench in names and re.search(only, f"{case.bench} {case.name}"):
             yield record(case, rounds)
     if "memory" in names:

@@ -25,24 +25,30 @@ def latest(path: Path) -> list[Record]:
 
 
 def rendered(records: Sequence[Record]) -> Table:
-    """Median CPU times in ms and the ratios (median, p20 to p80), a row a case; memory in MiB."""
+    """Median times in ms and the ratios (median, p20 to p80), a row a case; memory in MiB."""
     table = Table(box=box.SIMPLE)
-    for column in ("bench", "case", "CPU ms, or MiB held + peak", "ratio of CPU times (p20 to p80)"):
+    for column in ("bench", "case", "ms, or MiB held + peak", "ratio of times (p20 to p80)"):
         table.add_column(column, overflow="fold")
     for record in records:
-        table.add_row(record["bench"], record["case"], _amounts(record), "\n".join(map(_ratio, _ratios(record))))
+        table.add_row(record["bench"], record["case"], _amounts(record), "\n".join(map(_ratio, ratios(record))))
     return table
+
+
+def _clock(record: Record) -> str:
+    """Others' work does not add to CPU time; but of several threads it counts the waiting, so there it says little."""
+    return "cpu" if record["machine"]["threads"] == 1 else "wall"
 
 
 def _amounts(record: Record) -> str:
     if "memory" in record:
         mib = {k: (v["held_bytes"] / 2**20, v["extra_peak_bytes"] / 2**20) for k, v in record["memory"].items()}
         return "\n".join(f"{kind} {held:.1f} + {extra:.1f}" for kind, (held, extra) in mib.items())
-    return "\n".join(f"{name} {time['median']:.3g}" for name, time in record["cpu_ms"].items())
+    return "\n".join(f"{name} {time['median']:.3g}" for name, time in record[f"{_clock(record)}_ms"].items())
 
 
-def _ratios(record: Record) -> list[tuple[str, dict[str, float]]]:
-    return list(record.get("cpu_ratio", {}).items())
+def ratios(record: Record) -> list[tuple[str, dict[str, float]]]:
+    """Of CPU times with one thread, of wall times with more."""
+    return list(record.get(f"{_clock(record)}_ratio", {}).items())
 
 
 def _ratio(ratio: tuple[str, dict[str, float]]) -> str:
@@ -52,7 +58,7 @@ def _ratio(ratio: tuple[str, dict[str, float]]) -> str:
 
 def picture(records: Sequence[Record], path: Path) -> None:
     """A point for every ratio in its 20th to 80th percentile; right of 1 the second of the pair is quicker."""
-    points = [(f"{r['bench']} {r['case']}: {name}", value) for r in records for name, value in _ratios(r)]
+    points = [(f"{r['bench']} {r['case']}: {name}", value) for r in records for name, value in ratios(r)]
     with plots.drawn(path, (9, 1 + 0.22 * len(points))) as figure:
         axes = figure.add_subplot()
         for place, (_, value) in enumerate(points):
@@ -66,9 +72,9 @@ def picture(records: Sequence[Record], path: Path) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(f"ratio of CPU times; {_where(records[-1])}")
+        axes.set_xlabel(f"ratio of times; {_where(records[-1])}")
 
 
 def _where(record: Record) -> str:
     machine = record["machine"]
-    return f"{machine['threads']} thread(s), {machine['cpu']}, kernel {record['kernel']}"
+    return f"CPU time of one thread, wall time of several; {machine['cpu']}, kernel {record['kernel']}"
