@@ -128,9 +128,13 @@ def _multiplied_out(x: Tensor, weight: Tensor) -> bool:
         and not weight._backward_hooks  # they are promised a gradient
         and x.layout is torch.strided
         and weight.is_floating_point()
-        and not torch.is_autocast_enabled(x.device.type)  # the product is of another dtype than the weight
+        and not _autocasts(x.device.type)  # the product is of another dtype than the weight
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class _Linear(torch.autograd.Function):

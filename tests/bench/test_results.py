@@ -12,7 +12,8 @@ from torchdfa.bench.table import latest, ratios
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = {(r["bench"], r["case"]): r for r in latest(ROOT / "benchmarks" / "results" / "kernels.jsonl")}
 PAGE = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-RATIOS = re.findall(r"^\| (\w+) (.+?) \| (.+? / .+?) \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|$", PAGE, re.MULTILINE)
+RATIO = re.compile(r"^\| (\w+) (.+?) \| (.+? / .+?) \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|$", re.MULTILINE)
+RATIOS = RATIO.findall(PAGE)
 
 
 @pytest.mark.parametrize("bench, case, pair, median, low, high", RATIOS)
@@ -36,3 +37,21 @@ def test_results_name_their_machine() -> None:
     for result in RESULTS.values():
         assert result["kernel"] == "avx2"
         assert {"cpu", "cpu_flags", "torch", "threads"} <= set(result["machine"])
+
+
+UPDATES = {(r["bench"], r["case"]): r for r in latest(ROOT / "benchmarks" / "results" / "updates.jsonl")}
+
+
+def test_the_page_on_updates_says_what_their_results_say() -> None:
+    page = (ROOT / "docs" / "optim.md").read_text(encoding="utf-8")
+    shown = {(bench, case, pair): values for bench, case, pair, *values in RATIO.findall(page)}
+    measured = {
+        (*key, pair): [f"{found[kind]:.2f}" for kind in ("median", "p20", "p80")]
+        for key, result in UPDATES.items()
+        for pair, found in result.get("cpu_ratio", {}).items()
+    }
+    assert shown == measured
+    for (_, case), result in UPDATES.items():
+        for name, found in result.get("memory", {}).items():
+            held, beside = (found[key] / 2**20 for key in ("held_bytes", "extra_peak_bytes"))
+            assert f"| {case} | {name} | {held:.1f} | {beside:.1f} |" in page
