@@ -26,6 +26,10 @@ class Product(NamedTuple):
     input: Tensor
 
 
+class Products(list[Product]):
+    """What one backward has of a weight's gradient so far. The graph's hook keeps it, so it ends with either."""
+
+
 class Owner(Protocol):
     """What makes the updates."""
 
@@ -41,8 +45,7 @@ class Update:
     def __init__(self, owner: Owner, parameter: Tensor, name: str, group: int) -> None:
         self.owner, self.parameter, self.name, self.group = ref(owner), parameter, name, group
         self.round = -1  # of the last update
-        self.products: list[Product] = []  # of the backward that runs
-        self.backward = -1  # its number
+        self.waiting: WeakValueDictionary[int, Products] = WeakValueDictionary()  # by the number of the backward
         self._handle = _hooked(parameter, partial(_accumulated, ref(self)))
         _UPDATES[id(parameter)] = self
 
@@ -53,24 +56,24 @@ class Update:
     def receive(self, accumulator: Any, product: Product) -> None:
         """Keep a share of the gradient until ``accumulator``, which adds to ``.grad``, has those of all other uses."""
         number = torch._C._current_graph_task_id()
-        if number != self.backward:  # what a backward that broke off has left is dropped
-            self.backward, self.products = number, []
-        if not self.products:
-            self._make_after(accumulator)
-        self.products.append(product)
+        products = self.waiting.get(number)
+        if products is None:
+            products = self.waiting[number] = Products()
+            self._make_after(accumulator, number, products)
+        products.append(product)
 
-    def _make_after(self, accumulator: Any) -> None:
+    def _make_after(self, accumulator: Any, number: int, products: Products) -> None:
         # A hook of the node, because it runs without a gradient too; registered for this backward alone, because
         # Module.to may give the parameter another node.
         def finish(*_: Any) -> None:
             handle.remove()
-            self.make()
+            if number == torch._C._current_graph_task_id():  # else that backward broke off
+                self.make(products)
 
         handle = accumulator.register_hook(finish)
 
-    def make(self) -> None:
+    def make(self, products: Sequence[Product]) -> None:
         """Update the parameter, if there is a gradient in any form, and free it."""
-        products, self.products = self.products, []
         gradient, self.parameter.grad = self.parameter.grad, None
         owner = self.owner()
         if owner is None or (gradient is None and not products):
@@ -105,8 +108,8 @@ def _hooked(parameter: Tensor, hook: Any) -> Any:
 
 def _accumulated(update: ref[Update], parameter: Tensor) -> None:
     found = update()
-    if found is not None and not found.products:  # else the node's hook follows, with both
-        found.make()
+    if found is not None and torch._C._current_graph_task_id() not in found.waiting:  # else the node's hook follows
+        found.make(())
 
 
 class InBackwardLinear(nn.Linear):
