@@ -29,7 +29,6 @@ CORE = (
     "graph",
     "probe",
     "head",
-    "settings",
     "initial",
     "convert",
     "report",
