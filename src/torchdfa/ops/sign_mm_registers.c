@@ -1,8 +1,8 @@
 /* Table lookup for one or two rows of e where a table fits a register: AVX-512.
 
    The 16 sums of 4 rows are one vector; half an index byte picks one of them in each of 16 columns at once. Sums are
-   added in the order of sign_mm_lookup.c, so that both give the same bits. But for one instruction the body is
-   plain vector code: without AVX-512 it is slow and gives the same bits too, which is how it is tested where there is none. */
+   added in the order of sign_mm_lookup.c, so that both give the same bits. But for one instruction the body is plain
+   vector code: without AVX-512 it is slow and gives the same bits too, which is how it is tested where there is none. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) /* clang has no __builtin_shuffle */
 #define REGISTERS
 
