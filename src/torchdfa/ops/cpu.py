@@ -57,6 +57,8 @@ class Loader:
         self._state: Kernel | str | None = None
 
     def __call__(self) -> Kernel | str:
+        if self._state is not None:
+            return self._state
         with self._lock:
             if self._state is None:
                 self._state = _load()
@@ -146,7 +148,10 @@ def sign_mm(error: Tensor, bits: Tensor, n: int) -> Tensor | None:
     kernel = load()
     if isinstance(kernel, str):
         return None
-    rows = error.reshape(-1, error.shape[-1]).float()
-    threads = max(1, min(torch.get_num_threads(), rows.shape[0] * bits.shape[0] * n // _WORK_A_THREAD))
+    # Beside the kernel with one error each call of torch is felt, above all after work that emptied the caches.
+    plain = error.dim() == 2 and error.dtype == torch.float32
+    rows = error if plain else error.reshape(-1, error.shape[-1]).float()
+    work = rows.shape[0] * bits.shape[0] * n
+    threads = min(torch.get_num_threads(), work // _WORK_A_THREAD) if work >= 2 * _WORK_A_THREAD else 1
     out = kernel.product(rows, bits, n, threads)
-    return None if out is None else out.to(error.dtype).view(*error.shape[:-1], n)
+    return out if plain or out is None else out.to(error.dtype).view(*error.shape[:-1], n)

@@ -14,7 +14,9 @@ static int part_portable(const Product *p, int64_t n0, int64_t n1) { return look
 
 #ifdef __x86_64__
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") != 0; }
-__attribute__((target("avx2"))) static int part_avx2(const Product *p, int64_t n0, int64_t n1) { return look_up(p, n0, n1, 8); }
+__attribute__((target("avx2"))) static int part_avx2(const Product *p, int64_t n0, int64_t n1) {
+    return look_up(p, n0, n1, 8);
+}
 #endif
 
 #if defined(REGISTERS) && !defined(TORCHDFA_PLAIN)
@@ -34,7 +36,7 @@ static int has_avx512(void) {
 
 #ifdef TILES
 TARGET(AVX512) static int part_amx(const Product *p, int64_t n0, int64_t n1) {
-    return p->m <= 2 ? look_up_in_registers(p, n0, n1) : multiply_tiles(p, n0, n1);
+    return p->m <= 2 ? part_avx512(p, n0, n1) : multiply_tiles(p, n0, n1);
 }
 #ifdef TORCHDFA_EMULATE
 #define has_amx always

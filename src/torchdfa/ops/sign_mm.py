@@ -9,7 +9,7 @@ NVIDIA GPUs where they work. It may be called from several threads at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,20 +23,26 @@ CHUNK_BYTES = 10 * 2**20
 _NAME = "torchdfa::sign_mm"
 
 
+def _require(holds: bool | torch.SymBool, message: Callable[[], str]) -> None:
+    """Sizes that are known take no call of torch: beside a product with one error it is felt."""
+    if holds is not True:
+        torch._check(holds, message)
+
+
 def _check(error: Tensor, bits: Tensor, n: int) -> None:
-    torch._check(
+    _require(
         error.dim() >= 1 and error.is_floating_point(),
         lambda: f"sign_mm: error must be floating-point of shape (..., K), found {error.dtype} {tuple(error.shape)}",
     )
-    torch._check(
+    _require(
         bits.dim() == 2 and bits.dtype == torch.uint8,
         lambda: f"sign_mm: bits must be a uint8 matrix, found {bits.dtype} {tuple(bits.shape)}",
     )
-    torch._check(
+    _require(
         error.shape[-1] == bits.shape[0],
         lambda: f"sign_mm: error has {error.shape[-1]} columns and bits {bits.shape[0]} rows; they must be as many",
     )
-    torch._check(
+    _require(
         bits.shape[1] == packed_width(n),
         lambda: f"sign_mm: {n} columns take {packed_width(n)} bytes a row, but bits have {bits.shape[1]}",
     )

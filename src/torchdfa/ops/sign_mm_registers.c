@@ -1,13 +1,20 @@
 /* Table lookup for one or two rows of e where a table fits a register: AVX-512.
 
    The 16 sums of 4 rows are one vector; half an index byte picks one of them in each of 16 columns at once. Sums are
-   added in the order of sign_mm_lookup.c, so that both give the same bits. The body is plain vector code: without
-   AVX-512 it is slow and gives the same bits too, which is how it is tested where there is none. */
+   added in the order of sign_mm_lookup.c, so that both give the same bits. But for one instruction the body is plain
+   vector code: without AVX-512 it is slow and gives the same bits too, which is how it is tested where there is none. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) /* clang has no __builtin_shuffle */
 #define REGISTERS
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
-typedef int32_t lanes __attribute__((vector_size(64)));
+typedef uint32_t lanes __attribute__((vector_size(64)));
+
+/* 16 bytes as 16 words. gcc (12) takes the general form apart into single bytes. */
+#ifdef TORCHDFA_EMULATE
+#define WIDEN(to, from) to = __builtin_convertvector(from, lanes)
+#else
+#define WIDEN(to, from) __asm__("vpmovzxbd %1, %0" : "=v"(to) : "m"(from))
+#endif
 
 /* The 16 sums of 4 rows of e from `from` on, for its row m. */
 INLINE void sums_of_four(const Product *p, int64_t m, int64_t from, float sums[16]) {
@@ -36,8 +43,9 @@ INLINE void look_up_registers(const float *table, const uint64_t *index, int gro
         for (int g = 0; g < groups; g++) {
             const f16 *t = (const f16 *)table + 2 * rows * g;
             UNROLLED (int j = 0; j < 8; j++) {
-                lanes low = __builtin_convertvector(((const bytes16 *)index)[(j * GROUPS + g) * 2 + half], lanes);
-                lanes high = low >> 4;
+                lanes low, high;
+                WIDEN(low, ((const bytes16 *)index)[(j * GROUPS + g) * 2 + half]);
+                high = low >> 4;
                 UNROLLED (int m = 0; m < rows; m++)
                     a[m][j] += __builtin_shuffle(t[2 * m], low) + __builtin_shuffle(t[2 * m + 1], high);
             }

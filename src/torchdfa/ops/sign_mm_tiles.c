@@ -17,7 +17,6 @@
 #define STEPS (PANEL / 4)     /* tiles of 32 rows in a panel */
 #define PARTS_CHUNK 32        /* rows of e whose sums are held at a time */
 
-typedef uint32_t lanes16 __attribute__((vector_size(64)));
 typedef struct { uint8_t palette, start, zeros[14]; uint16_t bytes[16]; uint8_t rows[16]; } TileShapes;
 
 #ifdef TORCHDFA_EMULATE
@@ -115,10 +114,11 @@ INLINE void split_panel(const Product *p, int64_t m0, int64_t m1, int64_t row, T
 INLINE void unpack_signs(const uint64_t *index, int j, int steps, uint32_t *signs) {
     for (int half = 0; half < 2; half++)
         for (int step = 0; step < steps; step++) {
-            lanes16 word = {0}, *pairs = (lanes16 *)(signs + (half * STEPS + step) * 256);
-            UNROLLED (int g = 0; g < 4; g++)
-                word |= __builtin_convertvector(((const bytes16 *)index)[(j * PANEL + 4 * step + g) * 2 + half], lanes16)
-                    << 8 * g;
+            lanes word = {0}, bytes, *pairs = (lanes *)(signs + (half * STEPS + step) * 256);
+            UNROLLED (int g = 0; g < 4; g++) {
+                WIDEN(bytes, ((const bytes16 *)index)[(j * PANEL + 4 * step + g) * 2 + half]);
+                word |= bytes << 8 * g;
+            }
             _Pragma("GCC unroll 16")
             for (int t = 0; t < 16; t++) pairs[t] = (~(word << (15 - t)) & 0x80008000u) | 0x3f803f80u;
         }
