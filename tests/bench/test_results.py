@@ -55,3 +55,20 @@ def test_the_page_on_updates_says_what_their_results_say() -> None:
         for name, found in result.get("memory", {}).items():
             held, beside = (found[key] / 2**20 for key in ("held_bytes", "extra_peak_bytes"))
             assert f"| {case} | {name} | {held:.1f} | {beside:.1f} |" in page
+
+
+def test_what_fusing_could_save_is_as_decided() -> None:
+    decisions = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    parts = [r["cpu_ratio"] for r in latest(ROOT / "benchmarks" / "results" / "backward_parts.jsonl")]
+    masks = max(p["masks / backward"]["median"] for p in parts)
+    saved = max(
+        p["projections / backward"]["median"] * (1 - 1 / p["projections / one product"]["median"]) for p in parts
+    )
+    assert f"take at most {100 * masks:.1f} %, and one product for all layers in place of one each" in decisions
+    assert f"would save at most {100 * saved:.1f} %" in decisions
+
+
+def test_a_direct_backward_peaks_no_higher_than_backprop() -> None:
+    for result in latest(ROOT / "benchmarks" / "results" / "backward_parts.jsonl"):
+        for kind, mib in result["peak_mib"]["bdfa"].items():
+            assert mib <= result["peak_mib"]["bp"][kind]
