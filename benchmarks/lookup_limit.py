@@ -1,6 +1,6 @@
 """How quickly this processor can look sums up, which bounds ``sign_mm`` with one error.
 
-    python benchmarks/lookup_limit.py
+    python benchmarks/lookup_limit.py > benchmarks/results/lookup_limit.jsonl
 
 Prints one JSON line: cycles a lookup (median of the rounds, taken in turns) for loading a number and adding it, for
 taking index bytes out of a word, and for both; cycles are those of additions that wait for each other. x86_64 and gcc.
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from torchdfa.bench.harness import surroundings
 
 ROUNDS, REPEATS = 31, 20_000
 _SOURCE = r"""
@@ -52,15 +55,15 @@ def measure(library: ctypes.CDLL) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    before = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(build(Path(folder)))
     cycles = {
         n: statistics.median(a / c for a, c in zip(seconds[n], seconds["cycles"], strict=True)) for n in NAMES[1:]
     }
     gigahertz = 32 * REPEATS / statistics.median(seconds["cycles"]) / 1e9
-    print(
-        json.dumps({"gigahertz": round(gigahertz, 2), "rounds": ROUNDS, **{n: round(c, 2) for n, c in cycles.items()}})
-    )
+    found = {"gigahertz": round(gigahertz, 2), "rounds": ROUNDS, **{n: round(c, 2) for n, c in cycles.items()}}
+    print(json.dumps(found | surroundings(before)))
 
 
 if __name__ == "__main__":

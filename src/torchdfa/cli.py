@@ -211,7 +211,7 @@ def bench(
     only: Annotated[str, Flag(help="measure the cases alone whose name this regular expression finds")] = "",
     rounds: Annotated[int, Flag(help="samples of each variant")] = 9,
     threads: Annotated[int, Flag(help="CPU threads; ratios of several are of wall times")] = 1,
-    keep_memory: Annotated[bool, Flag(help="malloc keeps what is freed, so no step maps memory anew (glibc)")] = False,
+    keep_memory: Annotated[bool, Flag("--keep-memory", help="malloc keeps what is freed (glibc)")] = False,
     out: Annotated[Path | None, Flag(help="append each result as a JSON line to this file")] = None,
     show: Annotated[Path | None, Flag(help="measure nothing: print and draw the results in this file")] = None,
 ) -> None:

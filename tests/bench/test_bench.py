@@ -81,6 +81,9 @@ def test_measures_appends_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "kernels.jsonl"
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -92,6 +95,10 @@ def test_measures_appends_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["sign_mm", "--only", "no such case"], "--only 'no such case' matches no case of sign_mm"),
         (["--out", "no-such-folder/r.jsonl"], "--out no-such-folder/r.jsonl must be a file in a folder that exists"),
         (["--show", "missing.jsonl"], "missing.jsonl holds no results"),
+        (
+            ["--show", str(RESULTS), "--only", "xyz"],
+            "--only 'xyz' matches no result of sign_mm, backward, step",
+        ),
     ],
 )
 def test_wrong_usage_is_named(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

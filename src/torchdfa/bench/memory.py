@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,9 @@ held = sum(t.numel() * t.element_size() for t in (matrix, bits) if t is not None
 print(json.dumps({"held_bytes": held, "extra_peak_bytes": max(0, resident("VmHWM") - before)}))
 """
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
+# glibc's threshold stays what it is at first, so that each large block is returned when it is freed: the peak is what
+# lives at a time, not what malloc happened to keep.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 KINDS = ("dense", "kernel", "chunks", "seed")
 
 
@@ -66,5 +70,5 @@ def measure(m: int, k: int, n: int, kinds: Sequence[str] = KINDS) -> Iterator[tu
     """For each way to keep (k, n) feedback, what it holds and what a projection of m errors adds at most."""
     for kind in kinds:
         command = [sys.executable, "-c", _SCRIPT, kind, *map(str, (m, k, n))]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | _MALLOC)
         yield kind, json.loads(done.stdout)

@@ -36,10 +36,10 @@ def bench(
     show: Path | None,
 ) -> None:
     """Measure the benches ``names`` (all, if none) and print a table; or print that of the file ``show``."""
-    if show is not None:
-        _print(table.latest(show), show.with_suffix(".png"))
-        return
     _check(names, size, only, rounds, threads)
+    if show is not None:
+        _show(show, names or list(BENCHES), only)
+        return
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UsageError(f"--out {out} must be a file in a folder that exists")
     torch.set_num_threads(threads)
@@ -55,6 +55,13 @@ def bench(
     if not found:
         raise UsageError(f"--only {only!r} matches no case of {', '.join(names or BENCHES)} at --size {size}")
     _print(found, None)
+
+
+def _show(path: Path, names: list[str], only: str) -> None:
+    found = [r for r in table.latest(path) if r["bench"] in names and re.search(only, f"{r['bench']} {r['case']}")]
+    if not found:
+        raise UsageError(f"--only {only!r} matches no result of {', '.join(names)} in {path}")
+    _print(found, path.with_suffix(".png"))
 
 
 def _check(names: list[str], size: str, only: str, rounds: int, threads: int) -> None:

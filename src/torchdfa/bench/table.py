@@ -72,7 +72,7 @@ def picture(records: Sequence[Record], path: Path) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(f"ratio of times; {_where(records[-1])}")
+        axes.set_xlabel(f"ratio of times\n{_where(records[-1])}", fontsize=8)
 
 
 def _where(record: Record) -> str:
