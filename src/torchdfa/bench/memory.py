@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torchdfa.errors import UsageError
@@ -69,6 +69,13 @@ def keep_freed() -> None:
 def measure(m: int, k: int, n: int, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, dict[str, int]]]:
     """For each way to keep (k, n) feedback, what it holds and what a projection of m errors adds at most."""
     for kind in kinds:
-        command = [sys.executable, "-c", _SCRIPT, kind, *map(str, (m, k, n))]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | _MALLOC)
-        yield kind, json.loads(done.stdout)
+        yield kind, in_process(_SCRIPT, kind, m, k, n, environment=_MALLOC)
+
+
+def in_process(script: str, *arguments: object, environment: Mapping[str, str] | None = None) -> dict[str, int]:
+    """The JSON that a script prints in a process of its own."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    variables = os.environ | (environment or {})
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found

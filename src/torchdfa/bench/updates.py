@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +13,7 @@ from torch.nn import functional as F
 import torchdfa
 from torchdfa.bench.harness import Case, Job
 from torchdfa.bench.heads import MLP, TINY, VGG, Head
+from torchdfa.bench.memory import in_process
 
 MDNET = [Head((4608, 512, 512, 2), batch, trunk=False) for batch in (32, 128)]
 SIZES = {"small": [TINY, MDNET[0]], "full": [VGG, *MDNET, MLP]}
@@ -65,9 +63,7 @@ def memory(head: Head, rules: Sequence[str] = RULES) -> dict[str, dict[str, int]
     for rule in rules:
         for kind in KINDS[1:]:
             shape = (*head.widths, head.batch, int(head.trunk))
-            command = [sys.executable, "-c", _SCRIPT, kind, rule, *map(str, shape)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[f"{rule}, {kind}"] = json.loads(done.stdout)
+            found[f"{rule}, {kind}"] = in_process(_SCRIPT, kind, rule, *shape)
     return found
 
 

@@ -32,6 +32,8 @@ class Loader:
         self._states: dict[int, Product | str] = {}
 
     def __call__(self, device: torch.device) -> Product | str:
+        if (found := self._states.get(device.index)) is not None:
+            return found
         with self._lock:
             if device.index not in self._states:
                 self._states[device.index] = _load(device)
