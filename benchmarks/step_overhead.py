@@ -5,7 +5,8 @@
 Both loops train the same network at the same precision and batch size, in turns within one process, so that whatever
 else the machine does falls on both. The bare loop has its batches ready as floats on the device and counts nothing;
 ours gathers and normalises uint8 images, counts loss and hits, watches for divergence and signals. A third loop, fp32
-with torch's default memory layout, is what one writes first. Run it on an otherwise idle machine; the load average
+with torch's default memory layout, is what one writes first; in fp32 on a CPU a fourth is ours with Winograd's
+convolutions. Run it on an otherwise idle machine; the load average
 before and after is in the record.
 """
 
@@ -46,7 +47,9 @@ def random_data(images: int, size: int, channels: int) -> Data:
 
 def our_loop(config: TrainConfig, data: Data) -> Callable[[], None]:
     folder = Path(tempfile.gettempdir())
-    trainer = Trainer(config, data, program.launch(config, folder), folder, "")
+    resolved = machine.resolve(config)
+    fabric = program.launch(config, resolved, folder)
+    trainer = Trainer(config, data, fabric, folder, "", convolutions=resolved.convolutions)
     display = Display(config.label, config.epochs, len(trainer.batches), 0, shown=False)
 
     def steps() -> None:
@@ -89,11 +92,14 @@ def measure(config: TrainConfig, *, size: int, channels: int, steps: int, rounds
     device = machine.choose_device(config.device)
     precision = machine.choose_precision(config.precision, device)
     data = random_data(steps * config.batch_size, size, channels)
+    plain = replace(config, precision=precision, convolutions="torch")
     loops = {
-        "ours": our_loop(replace(config, precision=precision), data),
+        "ours": our_loop(plain, data),
         "bare": bare_loop(config, data, DTYPES[precision], torch.channels_last),
         "first": bare_loop(config, data, torch.float32, torch.contiguous_format),
     }
+    if (device, precision) == ("cpu", "fp32"):
+        loops["winograd"] = our_loop(replace(plain, convolutions="winograd"), data)
     for loop in loops.values():
         loop()
     load_before = os.getloadavg()
@@ -103,7 +109,10 @@ def measure(config: TrainConfig, *, size: int, channels: int, steps: int, rounds
             times[name].append(timed(loop, device) / steps)
     median = {name: statistics.median(values) for name, values in times.items()}
     images = {name: round(config.batch_size / seconds, 2) for name, seconds in median.items()}
-    ratios = [ours / bare for ours, bare in zip(times["ours"], times["bare"], strict=True)]
+    ratios = _ratios(times["ours"], times["bare"])
+    of_winograd = (
+        {"torch_over_winograd": _spread(_ratios(times["ours"], times["winograd"]))} if "winograd" in times else {}
+    )
     return {
         "bench": "step_overhead",
         "model": config.model,
@@ -113,15 +122,24 @@ def measure(config: TrainConfig, *, size: int, channels: int, steps: int, rounds
         "rounds": rounds,
         "steps_a_round": steps,
         "ratio_of_medians": round(median["ours"] / median["bare"], 4),
-        "median_ratio": round(statistics.median(ratios), 4),
-        "p20_p80_ratio": [
-            round(q, 4) for q in (statistics.quantiles(ratios, n=5)[0], statistics.quantiles(ratios, n=5)[3])
-        ],
+        "median_ratio": _spread(ratios)[1],
+        "p20_p80_ratio": _spread(ratios)[::2],
+        **of_winograd,
         "milliseconds_a_step": {name: round(1000 * seconds, 3) for name, seconds in median.items()},
         "images_per_second": {"fp32_default_layout": images["first"], "bare": images["bare"], "ours": images["ours"]},
         "load_average": {"before": load_before, "after": os.getloadavg()},
         "machine": machine.describe(),
     }
+
+
+def _ratios(times: list[float], of: list[float]) -> list[float]:
+    return [a / b for a, b in zip(times, of, strict=True)]
+
+
+def _spread(ratios: list[float]) -> list[float]:
+    """Their 20 % quantile, median and 80 % quantile."""
+    fifths = statistics.quantiles(ratios, n=5)
+    return [round(q, 4) for q in (fifths[0], statistics.median(ratios), fifths[3])]
 
 
 def main() -> None:

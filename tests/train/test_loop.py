@@ -85,7 +85,9 @@ def test_a_step_is_sgd_with_momentum_and_decay(tmp_path: Path) -> None:
 
 def make_trainer(config: Any, folder: Path) -> Trainer:
     data = program.load(config)
-    return Trainer(config, data, program.launch(config, folder), folder, program.digest(data))
+    resolved = program.machine.resolve(config)
+    fabric = program.launch(config, resolved, folder)
+    return Trainer(config, data, fabric, folder, program.digest(data), convolutions=resolved.convolutions)
 
 
 def test_feedback_is_not_decayed(tmp_path: Path) -> None:

@@ -46,6 +46,31 @@ def test_bf16_is_taken_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch, fla
     assert machine.choose_precision("bf16", "cpu") == "bf16"
 
 
+@pytest.mark.parametrize("flags, taken", [(["avx2"], "winograd"), (["avx512f", "avx2"], "torch"), ([], "torch")])
+def test_winograd_is_taken_where_it_was_measured(monkeypatch: pytest.MonkeyPatch, flags: list[str], taken: str) -> None:
+    monkeypatch.setattr(machine, "cpu_info", lambda: {"cpu": "x", "cpu_flags": flags})
+    assert machine.choose_convolutions("auto", "cpu", "fp32") == taken
+    assert machine.choose_convolutions("auto", "cpu", "bf16") == "torch"
+    assert machine.choose_convolutions("auto", "cuda", "fp32") == "torch"
+    assert machine.choose_convolutions("auto", "cpu", "fp32", compiled=True) == "torch"
+    assert machine.choose_convolutions("winograd", "cpu", "fp32") == "winograd"
+    assert machine.choose_convolutions("torch", "cpu", "fp32") == "torch"
+
+
+@pytest.mark.parametrize(
+    "where, found",
+    [
+        (("cpu", "bf16", False), "bf16 on cpu;"),
+        (("cuda", "fp32", False), "fp32 on cuda;"),
+        (("cpu", "fp32", True), "fp32 on cpu with --compile;"),
+    ],
+)
+def test_winograd_is_refused_elsewhere(where: tuple[str, str, bool], found: str) -> None:
+    device, precision, compiled = where
+    with pytest.raises(UsageError, match=f"--convolutions winograd is for --precision fp32.*found {found}"):
+        machine.choose_convolutions("winograd", device, precision, compiled=compiled)
+
+
 def test_what_needs_a_gpu_is_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--precision fp16 needs a GPU"):

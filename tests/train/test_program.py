@@ -13,7 +13,7 @@ from torch import Tensor
 
 from small_runs import figures, small, weights
 from torchdfa.errors import RunError, UsageError
-from torchdfa.train import load_model, program, runs, train
+from torchdfa.train import load_model, program, runs, train, winograd
 from torchdfa.train.datasets import Data
 
 
@@ -129,7 +129,7 @@ def test_a_last_batch_of_one_image_is_refused_where_it_cannot_be_normalised(tmp_
 def test_batches_are_shared_evenly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="--batch-size 32 must be a multiple of the 3 processes that share it"):
-        program.launch(small(), tmp_path)
+        program.launch(small(), program.machine.resolve(small()), tmp_path)
 
 
 def test_several_rules_get_a_folder_each() -> None:
@@ -201,6 +201,26 @@ def test_a_run_whose_finish_failed_is_finished_by_resuming(tmp_path: Path, monke
     assert len(figures(tmp_path / "run")) == 1
 
 
+@pytest.mark.parametrize("began", ["torch", "winograd"])
+def test_a_run_goes_on_with_the_convolutions_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, began: str
+) -> None:
+    """Though another machine would have chosen others."""
+    flags = {"torch": ["avx512f", "avx2"], "winograd": ["avx2"]}
+    other = {"torch": "winograd", "winograd": "torch"}[began]
+    config = small(schedule="constant", epochs=1)
+    monkeypatch.setattr(program.machine, "cpu_info", lambda: {"cpu": "x", "cpu_flags": flags[began]})
+    train(config, tmp_path / "run")
+    monkeypatch.setattr(program.machine, "cpu_info", lambda: {"cpu": "x", "cpu_flags": flags[other]})
+    assert program.machine.resolve(config).convolutions == other
+    used = []
+    use = winograd.use_
+    monkeypatch.setattr(winograd, "use_", lambda net: used.append(use(net)))
+    program.resume(tmp_path / "run", {"epochs": 2})
+    assert used == {"torch": [], "winograd": [1]}[began]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]["convolutions"] == began
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_torch_compile_that_fails_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor.exc import InvalidCxxCompiler
@@ -262,7 +282,7 @@ def test_torch_compile_trains(tmp_path: Path) -> None:
         compile_ = torch.compile
         patch.setattr(torch, "compile", lambda net, **_: compile_(net, backend="eager", fullgraph=True))
         train(small(epochs=1, compile=True), tmp_path / "compiled")
-    train(small(epochs=1), tmp_path / "plain")
+    train(small(epochs=1, convolutions="torch"), tmp_path / "plain")
     assert weights(tmp_path / "compiled") == weights(tmp_path / "plain")
 
 

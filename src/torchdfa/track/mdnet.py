@@ -16,7 +16,7 @@ FEATURES = 512 * 3 * 3
 HIDDEN = 512
 FC6_STD = 0.01
 PIXEL_SPREAD = 64.0
-CHUNK = 8  # crops at a time: what they need stays in the processor's cache
+CHUNK = 16  # crops at a time: what they need stays in the cache, and small maps still fill a product
 
 
 class VGGM(nn.Module):

@@ -17,7 +17,7 @@ from torchdfa.train.runs import Run
 RULE_SETTINGS = ("rule", "init", "distribution", "scale", "boundary", "layers")
 # Settings that change how a run is carried out or watched, not what is learned.
 ASIDE = (
-    *("seed", "data_dir", "download", "device", "threads", "compile"),
+    *("seed", "data_dir", "download", "device", "convolutions", "threads", "compile"),
     *("test_every", "log_alignment", "tensorboard"),
 )
 _LARGEST = sys.float_info.max

@@ -19,6 +19,7 @@ Layers = Literal["head", "all"]
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+Convolutions = Literal["auto", "torch", "winograd"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model": get_args(Model),
@@ -30,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
     "device": get_args(Device),
+    "convolutions": get_args(Convolutions),
 }
 SCALES = ("unit", "he", "match")
 
@@ -67,6 +69,7 @@ class TrainConfig:
     seed: int = 0
     precision: Precision = "auto"
     device: Device = "auto"
+    convolutions: Convolutions = "auto"  # how 3x3 convolutions are computed
     threads: int | None = None
     test_every: int = 1  # test after every so many epochs, and after the last
     compile: bool = False

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.errors import RunError
-from torchdfa.train import checkpoint, models, runs
+from torchdfa.train import checkpoint, models, runs, winograd
 from torchdfa.train.batches import Batches
 from torchdfa.train.config import TrainConfig, learning_rate
 from torchdfa.train.datasets import Data
@@ -38,10 +38,14 @@ class Diverged(RunError):
 class Trainer:
     """A run in progress; `fit` trains on from wherever it stands. `checkpoint` saves and restores its attributes."""
 
-    def __init__(self, config: TrainConfig, data: Data, fabric: Fabric, folder: Path, data_digest: str) -> None:
+    def __init__(
+        self, config: TrainConfig, data: Data, fabric: Fabric, folder: Path, data_digest: str, *, convolutions: str
+    ) -> None:
         self.config, self.data, self.fabric, self.folder = config, data, fabric, folder
         self.data_digest = data_digest  # sha256 of the images, by which a resumed run knows them again
         self.net = build(config, data)
+        if convolutions == "winograd":
+            winograd.use_(self.net)
         groups = parameter_groups(self.net, config.conv_lr_factor)
         sgd = torch.optim.SGD(groups, config.base_lr, config.momentum, weight_decay=config.weight_decay)
         model: Any = torch.compile(self.net) if config.compile else self.net

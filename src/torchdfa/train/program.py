@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def train_all(
     What can be wrong with settings and folders is found before any data are read, and what can be wrong with the
     data for any of the runs before the first trains.
     """
-    launched = [launch(config, folder) for config, folder in zip(configs, folders, strict=True)]
+    resolved = [machine.resolve(config) for config in configs]
+    launched = [launch(*parts) for parts in zip(configs, resolved, folders, strict=True)]
     if launched[0].is_global_zero:
         for folder in folders:
             runs.create(folder)
@@ -69,9 +70,9 @@ def train_all(
             runs.discard(folder)
         raise
     found = []
-    for i, (config, folder, fabric) in enumerate(zip(configs, folders, launched, strict=True)):
+    for i, (config, on, folder, fabric) in enumerate(zip(configs, resolved, folders, launched, strict=True)):
         try:
-            found.append(_run(config, folder, fabric, data, deadline=deadline, quiet=quiet))
+            found.append(_run(config, on, folder, fabric, data, deadline=deadline, quiet=quiet))
         except (RunError, Stopped) as error:
             rest = ",".join(config.rule for config in configs[i + 1 :])
             if rest:
@@ -122,12 +123,13 @@ def resume(
     config = reconcile(saved, dict(given or {}))
     if (folder / runs.MANIFEST).exists() and config.epochs == saved.epochs:
         return run
-    resolved = run.config.get("resolved", {})
+    before = run.config.get("resolved", {})
     exact = replace(
-        config, device=resolved.get("device", "auto"), precision=resolved.get("precision", "auto"),
-        threads=resolved.get("threads"),
+        config, device=before.get("device", "auto"), precision=before.get("precision", "auto"),
+        threads=before.get("threads"), convolutions=before.get("convolutions", "torch"),
     )  # fmt: skip
-    fabric = launch(exact, folder)
+    resolved = machine.resolve(exact)
+    fabric = launch(exact, resolved, folder)
     if fabric.world_size != state["world_size"]:
         raise UsageError(
             f"{folder} was trained by {state['world_size']} process(es) and is now resumed by {fabric.world_size}; "
@@ -137,20 +139,18 @@ def resume(
     torch.set_num_threads(machine.choose_threads(exact.threads, data.train_x[0, 0].numel()))
     if digest(data) != state["data"]:
         raise UsageError(f"{folder} was trained on other images than {config.data} now holds; restore them to resume")
-    return _run(config, folder, fabric, data, state, deadline=deadline, quiet=quiet)
+    return _run(config, resolved, folder, fabric, data, state, deadline=deadline, quiet=quiet)
 
 
-def launch(config: TrainConfig, folder: Path) -> Fabric:
-    """Fabric on the device and at the precision of the settings; several processes where torchrun started several."""
-    device = machine.choose_device(config.device)
-    precision = machine.choose_precision(config.precision, device)
+def launch(config: TrainConfig, resolved: machine.Resolved, folder: Path) -> Fabric:
+    """Fabric on that device and at that precision; several processes where torchrun started several."""
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if config.batch_size % world:
         raise UsageError(f"--batch-size {config.batch_size} must be a multiple of the {world} processes that share it")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would stand between our lines
     fabric = Fabric(
-        accelerator=device, devices=local, num_nodes=world // local, strategy="ddp" if world > 1 else "auto",
-        precision=_FABRIC_PRECISION[precision], loggers=_loggers(config, folder),  # type: ignore[arg-type]
+        accelerator=resolved.device, devices=local, num_nodes=world // local, strategy="ddp" if world > 1 else "auto",
+        precision=_FABRIC_PRECISION[resolved.precision], loggers=_loggers(config, folder),  # type: ignore[arg-type]
     )  # fmt: skip
     fabric.launch()
     return fabric
@@ -186,6 +186,7 @@ def digest(data: datasets.Data) -> str:
 
 def _run(
     config: TrainConfig,
+    resolved: machine.Resolved,
     folder: Path,
     fabric: Fabric,
     data: datasets.Data,
@@ -196,11 +197,11 @@ def _run(
 ) -> runs.Run:
     first = fabric.is_global_zero
     with runs.hold(folder, wanted=first):
-        trainer = Trainer(config, data, fabric, folder, digest(data))
+        trainer = Trainer(config, data, fabric, folder, digest(data), convolutions=resolved.convolutions)
         if state is not None:
             checkpoint.restore(trainer, state)
         if first:
-            _open(trainer, folder, fabric)
+            _open(trainer, resolved, folder, fabric)
         if state is None:
             _require_room(trainer)
             trainer.save()
@@ -239,7 +240,7 @@ def _display(trainer: Trainer, *, shown: bool) -> Display:
     return Display(trainer.config.label, trainer.config.epochs, len(trainer.batches), trainer.step_number, shown=shown)
 
 
-def _open(trainer: Trainer, folder: Path, fabric: Fabric) -> None:
+def _open(trainer: Trainer, resolved: machine.Resolved, folder: Path, fabric: Fabric) -> None:
     """Write the settings, and drop what the folder says of the time after the checkpoint."""
     config = trainer.config
     for name in (runs.MANIFEST, runs.RESULT):  # of a finished run that is made longer
@@ -252,8 +253,7 @@ def _open(trainer: Trainer, folder: Path, fabric: Fabric) -> None:
             "label": config.label,
             "resolved": {
                 "lr": config.base_lr,
-                "device": fabric.device.type,
-                "precision": machine.choose_precision(config.precision, fabric.device.type),
+                **asdict(resolved),
                 "threads": torch.get_num_threads(),
                 "world_size": fabric.world_size,
             },
