@@ -19,7 +19,7 @@ import numpy as np
 
 from torchdfa import runner
 from torchdfa.errors import UsageError
-from torchdfa.track import cost, state
+from torchdfa.track import cost, forced, state
 from torchdfa.track import weights as weights_file
 from torchdfa.track.options import TrackerConfig, preset
 from torchdfa.track.results import write_one
@@ -37,6 +37,7 @@ class Experiment:
     """What to run: every rule with every batch size and seed, over the sequences of a set.
 
     ``frames``: so many first frames of each sequence, None for all. ``options`` are those of ``TrackerConfig``.
+    ``forced``: compare what is learnt on the same crops around the truth (``torchdfa.track.forced``); no tracking.
     """
 
     data: Path
@@ -51,6 +52,7 @@ class Experiment:
     options: tuple[tuple[str, Any], ...] = ()
     frames: int | None = None
     missing: str = "error"
+    forced: bool = False
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 2:
@@ -62,7 +64,7 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return self.out / self.version
+        return self.out / (f"{self.version}-forced" if self.forced else self.version)
 
     def configs(self) -> dict[str, TrackerConfig]:
         """Settings of each tracker by its name."""
@@ -95,7 +97,10 @@ def run(
     data = OTB(experiment.data, experiment.version, sequences=experiment.sequences, missing=experiment.missing)
     origin = _weights_record(experiment.weights)
     configs = {experiment.folder / name: config for name, config in experiment.configs().items()}
-    tasks = [_task(folder, config, sequence, experiment) for folder, config in configs.items() for sequence in data]
+    if experiment.forced:
+        tasks = [_forced_task(configs, sequence, experiment) for sequence in data]
+    else:
+        tasks = [_task(folder, config, sequence, experiment) for folder, config in configs.items() for sequence in data]
     outcomes = runner.run(tasks, workers=workers, threads=threads, scheduler=scheduler, hours=hours)
     for folder, config in configs.items():  # only now: its arguments are right, and nothing has begun
         _describe(folder, experiment, config, origin)
@@ -105,9 +110,23 @@ def run(
 def _task(folder: Path, config: TrackerConfig, sequence: Sequence, experiment: Experiment) -> runner.Task:
     cut = sequence.head(experiment.frames)
     images, box = tuple(map(str, cut.images)), cut.boxes[0].tolist()
-    weights = None if experiment.weights is None else str(experiment.weights)
-    arguments = (str(folder), sequence.name, images, box, weights, config.to_dict())
+    arguments = (str(folder), sequence.name, images, box, _weights_path(experiment), config.to_dict())
     return runner.Task(f"{folder.name}/{sequence.name}", track_sequence, arguments)
+
+
+def _forced_task(configs: dict[Path, TrackerConfig], sequence: Sequence, experiment: Experiment) -> runner.Task:
+    cut = sequence.head(experiment.frames)
+    images, settings = (
+        tuple(map(str, cut.images)),
+        {folder.name: config.to_dict() for folder, config in configs.items()},
+    )
+    place = str(experiment.folder)
+    arguments = (place, sequence.name, images, cut.boxes.tolist(), _weights_path(experiment), settings)
+    return runner.Task(f"{sequence.name} ({len(configs)} heads)", forced.run_sequence, arguments)
+
+
+def _weights_path(experiment: Experiment) -> str | None:
+    return None if experiment.weights is None else str(experiment.weights)
 
 
 def _weights_record(path: Path | None) -> dict[str, Any]:
@@ -121,12 +140,12 @@ def _weights_record(path: Path | None) -> dict[str, Any]:
 def _describe(folder: Path, experiment: Experiment, config: TrackerConfig, weights: dict[str, Any]) -> None:
     """Write config.json, or see that the one there is of the same tracker."""
     settings = json.loads(json.dumps(config.to_dict()))
-    what = {"tracker": settings, "weights": weights, "frames": experiment.frames}
+    what = {"tracker": settings, "weights": weights, "frames": experiment.frames, "forced": experiment.forced}
     path = folder / runs.CONFIG
     if path.is_file():
         found = runs.read_json(path)
         for key, value in what.items():
-            if found.get(key) != value:
+            if found.get(key, False) != value:
                 raise UsageError(f"{folder} holds results of another tracker (its {key} differ); take another --out")
         return
     folder.mkdir(parents=True, exist_ok=True)

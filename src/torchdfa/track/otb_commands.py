@@ -54,6 +54,9 @@ def otb_run(
     sequences: Sequences = None,
     frames: Annotated[int | None, Flag(help="only so many first frames of each sequence")] = None,
     missing: Missing = "error",
+    forced: Annotated[
+        bool, Flag("--forced", help="same crops around the truth for all: compares learning alone")
+    ] = False,
     preset: Preset = "pymdnet",
     feedback: Feedback = "product",
     feedback_scale: FeedbackScale = "unit",
@@ -80,7 +83,7 @@ def otb_run(
     }  # fmt: skip
     experiment = Experiment(
         data, out, weights, set_, None if sequences is None else tuple(names(sequences)), tuple(names(rule)),
-        numbers("--batch", batch), numbers("--seeds", seeds), preset, tuple(options.items()), frames, missing,
+        numbers("--batch", batch), numbers("--seeds", seeds), preset, tuple(options.items()), frames, missing, forced,
     )  # fmt: skip
     if weights is None:
         note("no --weights: untrained features")

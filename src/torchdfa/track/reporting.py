@@ -84,9 +84,9 @@ def score_all(
 
 
 def _as_run(folder: Path, data: OTB) -> OTB:
-    config = folder / runs.CONFIG
-    frames = runs.read_json(config).get("frames") if config.is_file() else None
-    return data.head(frames) if frames else data
+    config = runs.read_json(folder / runs.CONFIG) if (folder / runs.CONFIG).is_file() else {}
+    cut = data.head(config["frames"]) if config.get("frames") else data
+    return cut.noted("candidates around the truth (forced)") if config.get("forced") else cut
 
 
 def arms(scores: Seq[Scores]) -> list[Arm]:
@@ -127,7 +127,7 @@ def comparisons(found: Seq[Arm], measure: str = "auc") -> dict[str, bootstrap.Co
 def text(scores: Seq[Scores]) -> str:
     """Everything as Markdown: trackers, seeds together, comparisons, attributes."""
     found = arms(scores)
-    parts = [markdown(list(scores))]
+    parts = [f"{' / '.join(dict.fromkeys(s.version for s in scores))}:", markdown(list(scores))]
     if any(len(arm.scores) > 1 for arm in found):
         parts.append(_seeds(found))
     compared = comparisons(found)

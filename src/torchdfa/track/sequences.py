@@ -93,10 +93,15 @@ class OTB:
 
     def head(self, frames: int) -> OTB:
         """The same set with the first frames of each sequence alone, which its version says."""
-        cut = copy.copy(self)
-        cut.version = f"{self.version}, first {frames} frames"
+        cut = self.noted(f"first {frames} frames")
         cut.sequences = {name: sequence.head(frames) for name, sequence in self.sequences.items()}
         return cut
+
+    def noted(self, condition: str) -> OTB:
+        """The same set, whose version says under which condition results on it were made."""
+        same = copy.copy(self)
+        same.version = f"{self.version}, {condition}"
+        return same
 
     def _from_folders(self) -> dict[str, Sequence]:
         if not self.root.is_dir():

@@ -179,9 +179,12 @@ class Tracker:
         far = require(far, c.first_negatives, "negative", self.target)
         positive, negative = self._compute(near), self._compute(far)
         with self._timed("update"):
-            self.learner.learn_first(positive, negative, self.generator)
+            self._learn_first(positive, negative)
         order = torch.randperm(len(negative), generator=self.generator)[: c.frame_negatives]
         self.positive, self.negative = [positive], [negative[order.to(negative.device)]]
+
+    def _learn_first(self, positive: Tensor, negative: Tensor) -> None:
+        self.learner.learn_first(positive, negative, self.generator)
 
     def _boxes(self, spread: Spread, n: int, *, low: float = 0.0, high: float = 1.0) -> Tensor:
         return draw_overlapping(spread, self.target, n, self.size, self.generator, low=low, high=high)
@@ -192,15 +195,20 @@ class Tracker:
     def _move(self, best: Tensor, found: Tensor) -> None:
         """The target is the mean of the best boxes; what is reported is that, or what the regressor makes of it."""
         c = self.config
-        self.target = best.mean(dim=0)
-        if c.round_boxes:
-            self.target = self.target.round()
+        self.target = self._mean(best)
         self.trans = c.trans if not self.lost else min(c.trans_most, self.trans * c.trans_growth)
-        reported = self.target
-        if self.regresses and not self.lost:
-            with self._timed("regressor"):
-                reported = self.regressor.predict(found, best, self.size).mean(dim=0)
-        self.box = reported.numpy().copy()
+        self.box = (self.target if self.lost else self._refined(best, found)).numpy().copy()
+
+    def _mean(self, best: Tensor) -> Tensor:
+        mean = best.mean(dim=0)
+        return mean.round() if self.config.round_boxes else mean
+
+    def _refined(self, best: Tensor, found: Tensor) -> Tensor:
+        """The mean of the best boxes, where there is a regressor after its correction."""
+        if not self.regresses:
+            return self._mean(best)
+        with self._timed("regressor"):
+            return self.regressor.predict(found, best, self.size).mean(dim=0)
 
     def _adapt(self) -> None:
         """Remember examples where the target is seen; learn at every tenth frame, and where it is lost."""
