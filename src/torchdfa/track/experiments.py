@@ -116,11 +116,8 @@ def _task(folder: Path, config: TrackerConfig, sequence: Sequence, experiment: E
 
 def _forced_task(configs: dict[Path, TrackerConfig], sequence: Sequence, experiment: Experiment) -> runner.Task:
     cut = sequence.head(experiment.frames)
-    images, settings = (
-        tuple(map(str, cut.images)),
-        {folder.name: config.to_dict() for folder, config in configs.items()},
-    )
-    place = str(experiment.folder)
+    place, images = str(experiment.folder), tuple(map(str, cut.images))
+    settings = {folder.name: config.to_dict() for folder, config in configs.items()}
     arguments = (place, sequence.name, images, cut.boxes.tolist(), _weights_path(experiment), settings)
     return runner.Task(f"{sequence.name} ({len(configs)} heads)", forced.run_sequence, arguments)
 
