@@ -5,7 +5,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from torchdfa.track.lrn import VGG_M
-from torchdfa.track.mdnet import FEATURES, VGGM, MDNet, initialise_
+from torchdfa.track.mdnet import FEATURES, VGGM, MDNet, fast, initialise_
+from torchdfa.track.options import preset
+from torchdfa.track.tracker import Tracker
+from torchdfa.train import machine
+from torchdfa.train.winograd import FixedConv2d
 
 
 def test_shapes_and_sizes_are_the_papers():
@@ -33,6 +37,26 @@ def test_features_equal_those_of_torchs_layers_in_any_memory_layout():
         lasting = network.to(memory_format=torch.channels_last)
         found = lasting(x.contiguous(memory_format=torch.channels_last))
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fast_features_are_the_same_but_for_rounding():
+    network = VGGM(VGG_M).eval()
+    initialise_(network, torch.Generator().manual_seed(0))
+    for size in (107, 140):
+        x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)) * 60
+        with torch.no_grad():
+            expected = network(x)
+            found = fast(network)(x)
+        assert found.shape == expected.shape
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_tracker_takes_them_where_they_are_faster(monkeypatch):
+    for flags, taken in ((["avx2"], True), (["avx2", "avx512f"], False)):
+        monkeypatch.setattr(machine, "cpu_info", lambda flags=flags: {"cpu": "x", "cpu_flags": flags})
+        tracker = Tracker(config=preset("pymdnet", device="cpu", precision="fp32"))
+        assert isinstance(tracker._features.conv2, FixedConv2d) is taken
+        assert isinstance(tracker.network.features.conv2, nn.Conv2d)
 
 
 def test_untrained_features_have_about_unit_size_for_pixels():

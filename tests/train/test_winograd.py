@@ -106,3 +106,26 @@ def test_a_single_image_and_autocast_go_torch_s_way():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(conv(x), wanted_bf16)
     torch.testing.assert_close(conv(x), wanted)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from([(3, 1), (5, 2)]), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(5, 17),
+    st.integers(5, 17), st.sampled_from([2, 4]), st.integers(0, 2**31),
+)  # fmt: skip
+def test_fixed_weights_give_what_torch_gives_in_float64(kernel, n, channels, kernels, height, width, m, seed):
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(channels, kernels, kernel[0], stride=kernel[1]).double()
+    x = torch.randn(n, channels, height, width, dtype=torch.float64)
+    found = winograd.FixedConv2d(conv, m)(x)
+    torch.testing.assert_close(found, conv(x).detach(), rtol=0, atol=1e-12)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, stride=2), nn.Conv2d(2, 2, 5), nn.Conv2d(2, 2, 3, bias=False)],
+)
+def test_other_convolutions_cannot_be_fixed(conv):
+    with pytest.raises(ValueError, match="conv must be 3x3 of stride 1 or 5x5 of stride 2"):
+        winograd.FixedConv2d(conv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchdfa.track.lrn import PYMDNET_2019, LocalResponseNorm, Norm
+from torchdfa.train.winograd import FixedConv2d
 
 CROP = 107  # pixels each side of the network's input
 FEATURES = 512 * 3 * 3
@@ -36,6 +38,13 @@ class VGGM(nn.Module):
         x = self.pool(self.norm2(F.relu(self.conv2(x), inplace=True)))
         # In (channel, row, column) order whatever the memory layout: fc4's weights are in that order.
         return F.relu(self.conv3(x), inplace=True).contiguous().flatten(1)
+
+
+def fast(network: VGGM) -> VGGM:
+    """The same features but for rounding, by Winograd's algorithm; of weights that no longer change."""
+    copied = copy.deepcopy(network)
+    copied.conv2, copied.conv3 = FixedConv2d(network.conv2), FixedConv2d(network.conv3)  # type: ignore[assignment]
+    return copied
 
 
 def head(features: int = FEATURES, hidden: int = HIDDEN) -> nn.Sequential:

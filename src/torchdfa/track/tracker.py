@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchdfa.counter import stream_key
 from torchdfa.errors import UsageError
@@ -23,7 +23,7 @@ from torchdfa.track.checks import checked_box, use_bf16
 from torchdfa.track.crops import features, prepared
 from torchdfa.track.frames import Frame, pixels
 from torchdfa.track.learner import Learner
-from torchdfa.track.mdnet import CROP, VGGM, MDNet
+from torchdfa.track.mdnet import CROP, VGGM, MDNet, fast
 from torchdfa.track.options import TrackerConfig, preset
 from torchdfa.track.regressor import BoxRegressor
 from torchdfa.track.samples import Spread, draw, draw_overlapping, require
@@ -72,8 +72,7 @@ class Tracker:
         self.network = network or (weights or weights_file.random(self.config.seed)).network()
         if self.config.share_features and not isinstance(self.network.features, VGGM):
             raise UsageError("share_features is for VGG-M, whose strides it knows; leave it out with another network")
-        self._features = self.network.features.to(self.device).eval()
-        self._features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._features = self._fixed_features()
         self._crop = crop
         self.size: tuple[int, int] = (0, 0)
         self.frame, self.score, self.lost, self.trans = 0, 0.0, False, self.config.trans
@@ -139,6 +138,15 @@ class Tracker:
         return boxes, times
 
     # ------------------------------------------------------------------ its parts
+
+    def _fixed_features(self) -> nn.Module:
+        features = self.network.features.to(self.device).eval()
+        precision = "bf16" if self.bf16 else "fp32"
+        if isinstance(features, VGGM) and (
+            machine.choose_convolutions("auto", self.device.type, precision) == "winograd"
+        ):
+            features = fast(features)
+        return features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _open(self, image: Frame, *, first: bool = False) -> None:
         self.image = prepared(pixels(image), self.device)

@@ -76,14 +76,49 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     return _Conv3x3.apply(x, weight)
 
 
+class FixedConv2d(nn.Module):
+    """What `nn.Conv2d` computes, of weights that no longer change: their transform is kept, and there is no gradient.
+
+    3x3 kernels of stride 1, or 5x5 of stride 2, without a border. The latter are 3x3 kernels on the four images of
+    every second pixel: 9 products for an output of which the definition needs 25.
+    """
+
+    kernels: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d, m: int = 4) -> None:
+        super().__init__()
+        self.m, self.field, self.stride = m, conv.kernel_size[0], conv.stride[0]
+        known = (self.field, self.stride) in ((3, 1), (5, 2)) and conv.padding == (0, 0)
+        if not known or (conv.groups, conv.dilation) != (1, (1, 1)) or conv.bias is None:
+            raise ValueError(f"conv must be 3x3 of stride 1 or 5x5 of stride 2, with a bias and no padding; got {conv}")
+        weight = conv.weight.detach()
+        phased = weight if self.stride == 1 else _phases(weight)
+        self.register_buffer("kernels", _kernels(phased, m).transpose(1, 2).contiguous(), persistent=False)
+        self.register_buffer("bias", conv.bias.detach(), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = ((side - self.field) // self.stride + 1 for side in x.shape[2:])
+        tiles = _input_tiles(x, self.m, (height, width), border=0, stride=self.stride)
+        return _images(tiles @ self.kernels, self.m, (len(x), height, width)).add_(self.bias[:, None, None])
+
+
+def _phases(weight: Tensor) -> Tensor:
+    """5x5 kernels (K, C, 5, 5) for stride 2 as 3x3 kernels (K, 4 C, 3, 3) on every second pixel."""
+    kernels, channels = weight.shape[:2]
+    even = F.pad(weight, (0, 1, 0, 1)).view(kernels, channels, 3, 2, 3, 2)
+    return even.permute(0, 3, 5, 1, 2, 4).reshape(kernels, 4 * channels, 3, 3)
+
+
 class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         m = 4 if max(x.shape[2:]) > 2 else 2
-        tiles = _input_tiles(x, m)
+        tiles = _input_tiles(x, m, x.shape[2:], border=1)
         ctx.save_for_backward(tiles, weight)
         ctx.m = m
-        return _images(tiles @ _kernels(weight, m).transpose(1, 2), m, x)
+        return _images(tiles @ _kernels(weight, m).transpose(1, 2), m, _size(x))
 
     @staticmethod
     @once_differentiable
@@ -91,7 +126,8 @@ class _Conv3x3(torch.autograd.Function):
         tiles, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:  # a convolution too, by the kernels turned round
-            grad_x = _images(_input_tiles(grad, ctx.m) @ _kernels(weight.flip(2, 3), ctx.m), ctx.m, grad)
+            around = _input_tiles(grad, ctx.m, grad.shape[2:], border=1)
+            grad_x = _images(around @ _kernels(weight.flip(2, 3), ctx.m), ctx.m, _size(grad))
         if ctx.needs_input_grad[1]:
             grad_weight = _kernel_gradient(_output_tiles(grad, ctx.m).transpose(1, 2) @ tiles, ctx.m)
         return grad_x, grad_weight
@@ -103,17 +139,25 @@ def _transform(matrices: Matrices, m: int, like: Tensor) -> Tensor:
     return torch.kron(matrix, matrix).to(like)
 
 
-def _input_tiles(x: Tensor, m: int) -> Tensor:
-    """B^T d B of images (N, C, H, W): ((m + 2)^2, tiles, C)."""
+def _size(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[2], x.shape[3]
+
+
+def _input_tiles(x: Tensor, m: int, size: Sequence[int], *, border: int, stride: int = 1) -> Tensor:
+    """B^T d B of images (N, C, H, W), for outputs of ``size``: ((m + 2)^2, tiles, stride^2 C).
+
+    With stride 2 the pixels of even and odd rows and columns are channels of their own.
+    """
     n, channels, height, width = x.shape
-    rows, columns, t = -(-height // m), -(-width // m), m + 2
-    right, below = 1 + columns * m - width, 1 + rows * m - height
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
+    rows, columns, t = -(-size[0] // m), -(-size[1] // m), m + 2
+    below, right = (stride * (m * k + 2) - border - side for k, side in ((rows, height), (columns, width)))
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, border, right, border, below))
     image, row, column, channel = padded.stride()
     overlapping = padded.as_strided(
-        (t, t, n, rows, columns, channels), (row, column, image, row * m, column * m, channel)
+        (t, t, n, rows, columns, stride, stride, channels),
+        (row * stride, column * stride, image, row * stride * m, column * stride * m, row, column, channel),
     )
-    return (_transform(_INPUT, m, x) @ overlapping.reshape(t * t, -1)).view(t * t, -1, channels)
+    return (_transform(_INPUT, m, x) @ overlapping.reshape(t * t, -1)).view(t * t, -1, stride**2 * channels)
 
 
 def _kernels(weight: Tensor, m: int) -> Tensor:
@@ -121,11 +165,11 @@ def _kernels(weight: Tensor, m: int) -> Tensor:
     return (_transform(_KERNEL, m, weight) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, *weight.shape[:2])
 
 
-def _images(products: Tensor, m: int, like: Tensor) -> Tensor:
-    """A^T p A of products ((m + 2)^2, tiles, K): images (N, K, H, W) of the size of `like`, in channels_last."""
-    n, _, height, width = like.shape
+def _images(products: Tensor, m: int, size: tuple[int, int, int]) -> Tensor:
+    """A^T p A of products ((m + 2)^2, tiles, K): images (N, K, H, W) of ``size`` (N, H, W), in channels_last."""
+    n, height, width = size
     rows, columns, channels = -(-height // m), -(-width // m), products.shape[-1]
-    pixels = _transform(_OUTPUT, m, like) @ products.flatten(1)
+    pixels = _transform(_OUTPUT, m, products) @ products.flatten(1)
     tiled = pixels.view(m, m, n, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
     whole = tiled.reshape(n, rows * m, columns * m, channels)
     return whole[:, :height, :width].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
