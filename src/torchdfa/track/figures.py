@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def figure6(scores: Seq[Scores], out: Path) -> list[Path]:
         for row, kind in enumerate(("precision", "success")):
             for axes, batch in zip(grid[row], batches, strict=True):
                 _arms(axes, kind, [arm for arm in found if arm.batch == batch], f"batch {batch}")
-        figure.suptitle(f"Online learning of MDNet's head by rule (cf. Figure 6); {_title(scores)}", fontsize=10)
+        title = f"Online learning of MDNet's head by rule (cf. Figure 6); {_title(scores)}"
+        figure.suptitle(textwrap.fill(title, 50 * len(batches)), fontsize=9)
     runs.write(out / "figure6.csv", to_csv(_HEADER, _rows(found)))
     return [out / "figure6.png", out / "figure6.csv"]
 
