@@ -57,10 +57,9 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 2:
             raise UsageError(f"--frames must be at least 2, the first being given; got {self.frames}")
-        for name in ("rules", "batches", "seeds"):
-            values = getattr(self, name)
+        for flag, values in (("rule", self.rules), ("batch", self.batches), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
-                raise UsageError(f"--{name} must list each value once; got {','.join(map(str, values)) or 'nothing'}")
+                raise UsageError(f"--{flag} must list each value once; got {','.join(map(str, values)) or 'nothing'}")
 
     @property
     def folder(self) -> Path:
