@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from torchdfa.track import synthetic
+from torchdfa.track.experiments import Experiment
 from torchdfa.track.mdnet import MDNet, initialise_
 from torchdfa.track.options import preset
 from torchdfa.track.tracker import Tracker
@@ -36,6 +40,19 @@ def network(seed: int = 0, branches: int = 1) -> MDNet:
     net = MDNet(branches, Features(), width=64, hidden=32)
     initialise_(net, torch.Generator().manual_seed(seed))
     return net
+
+
+def write_sequences(root: Path, names: Sequence[str], frames: int) -> Path:
+    """A folder of OTB with small sequences of those names."""
+    for seed, name in enumerate(names, 1):
+        synthetic.write(root / name, frames, seed=seed, size=(96, 72), side=20)
+    return root
+
+
+def experiment(data: Path, out: Path, **options) -> Experiment:
+    """Of few samples a frame; the batch decides how many of them are learnt from."""
+    few = {k: v for k, v in FEW.items() if k not in ("positives", "negatives", "mined")}
+    return Experiment(data, out, **({"missing": "skip", "options": tuple(few.items())} | options))
 
 
 def tracker(**options) -> Tracker:

@@ -7,22 +7,20 @@ import numpy as np
 import pytest
 
 from torchdfa.errors import UsageError
-from torchdfa.track import experiments, figures, playback, reporting, results, state, synthetic
-from torchdfa.track.experiments import Experiment, run
+from torchdfa.track import experiments, figures, playback, reporting, results, state
+from torchdfa.track.experiments import run
 from torchdfa.track.sequences import OTB
 from torchdfa.track.tracker import Tracker
 from track.folders import table
-from track.small import CROP, FEW, network
+from track.small import CROP, network, write_sequences
+from track.small import experiment as small_experiment
 
 NAMES = ("Dog", "Girl")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("otb")
-    for seed, name in enumerate(NAMES, 1):
-        synthetic.write(root / name, 6, seed=seed, size=(96, 72), side=20)
-    return root
+    return write_sequences(tmp_path_factory.mktemp("otb"), NAMES, 6)
 
 
 @pytest.fixture
@@ -37,9 +35,7 @@ def small(monkeypatch):
 
 def experiment(data, out, **options):
     # A batch of 32 has 8 positives, as FEW.
-    few = {k: v for k, v in FEW.items() if k not in ("positives", "negatives", "mined")}
-    settings = {"missing": "skip", "batches": (32,), "seeds": (0, 1), "options": tuple(few.items())}
-    return Experiment(data, out, **(settings | options))
+    return small_experiment(data, out, **({"batches": (32,), "seeds": (0, 1)} | options))
 
 
 def test_every_tracker_runs_every_sequence_once(data, small, tmp_path):

@@ -10,13 +10,13 @@ import torch
 
 from torchdfa.errors import UsageError
 from torchdfa.track import experiments, figures, forced, reporting, synthetic
-from torchdfa.track.experiments import Experiment
 from torchdfa.track.forced import Forced
 from torchdfa.track.learner import Learner
 from torchdfa.track.options import preset
 from torchdfa.track.sequences import OTB
 from torchdfa.track.tracker import Tracker
-from track.small import CROP, FEW, network
+from track.small import CROP, FEW, network, write_sequences
+from track.small import experiment as small_experiment
 
 NAMES = ("Dog", "Girl")
 
@@ -112,10 +112,7 @@ def test_settings_that_change_the_crops_must_agree():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("otb")
-    for seed, name in enumerate(NAMES, 1):
-        synthetic.write(root / name, 5, seed=seed, size=(96, 72), side=20)
-    return root
+    return write_sequences(tmp_path_factory.mktemp("otb"), NAMES, 5)
 
 
 @pytest.fixture
@@ -124,9 +121,7 @@ def small(monkeypatch):
 
 
 def experiment(data, out, **options):
-    few = {k: v for k, v in FEW.items() if k not in ("positives", "negatives", "mined")}
-    settings = {"missing": "skip", "batches": (32, 8), "seeds": (0,), "options": tuple(few.items()), "forced": True}
-    return Experiment(data, out, **(settings | options))
+    return small_experiment(data, out, **({"batches": (32, 8), "forced": True} | options))
 
 
 def boxes_of(folder):

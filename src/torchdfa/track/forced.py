@@ -84,10 +84,10 @@ class Forced(Tracker):
         network: MDNet | None = None, crop: int = CROP,
     ) -> None:  # fmt: skip
         first = next(iter(configs.values()))
-        shared = {name: _of_crops(config) for name, config in configs.items()}
-        for name, settings in shared.items():
-            for key, value in _of_crops(first).items():
-                if settings[key] != value:
+        wanted = _of_crops(first)
+        for name, config in configs.items():
+            for key, value in _of_crops(config).items():
+                if value != wanted[key]:
                     raise UsageError(f"heads that see the same crops cannot differ in {key}; {name} does")
         super().__init__(weights, replace(first, seed=0), network=network, crop=crop)
         self.configs = configs
