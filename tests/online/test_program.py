@@ -80,6 +80,15 @@ def test_lines_that_are_no_samples_are_counted(here, capsys):
     assert read_csv(here / "o" / "table.csv")[0]["refused"] == "2"
 
 
+def test_a_byte_that_is_no_text_costs_one_line_of_stdin(here, capsys, monkeypatch):
+    lines = (here / "s.csv").read_bytes().splitlines(keepends=True)
+    lines[100] = b"a,\xff" + lines[100][2:]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"".join(lines)), encoding="utf-8"))
+    assert main(["online", "-", "--hidden", "4", "--out", "o"]) == 0
+    assert "warning: 1 samples could not be used line 101 is not a label and numbers" in capsys.readouterr().err
+    assert OnlineHead.load(here / "o" / "head.safetensors").updates_ == 299
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -99,6 +100,8 @@ def online(source: str, config: OnlineConfig, out: str | Path | None = None) -> 
     _require(len(config.rules) == 1, "rule", "be one alone for a stream that is read once", config.rule)
     labels = None if config.classes is None else sorted(name.strip() for name in config.classes.split(","))
     if source == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):  # a wrong byte would else take a whole buffer of lines with it
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="")
         return _run(folder, config, source, [({}, streams.read_lines(sys.stdin), labels)], {})
     try:
         with Path(source).open(encoding="utf-8", errors="replace", newline="") as lines:
