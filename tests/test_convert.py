@@ -54,6 +54,37 @@ def test_restore_brings_back_the_torch_model(name: str, rule: str) -> None:
         torchdfa.restore_(model)
 
 
+def head_with_more_that_learns() -> nn.Sequential:
+    hidden = [nn.Linear(36, 8), nn.BatchNorm1d(8), nn.PReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU()]
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten(), *hidden, nn.Linear(8, 5), nn.PReLU())
+
+
+class Unread(nn.Module):
+    """Control flow on data around layers that are registered in the order in which they run."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x if x.sum() < 1e9 else x * 0)
+
+
+@pytest.mark.parametrize("way", ["traced", "untraced", "head"])
+def test_frozen_keeps_all_that_lies_between_the_heads_layers(way: str) -> None:
+    layers = head_with_more_that_learns()
+    model = Unread(layers) if way != "traced" else layers
+    torchdfa.convert_(model, "frozen", head="layers" if way == "head" else None)
+    assert [n for n, p in layers.named_parameters() if p.requires_grad] == [
+        *("0.weight", "0.bias", "1.weight", "1.bias", "9.weight", "9.bias", "10.weight")
+    ]
+    assert {n for n, gradient in grads(model).items() if gradient is None} == {
+        n for n, p in model.named_parameters() if not p.requires_grad
+    }
+    torchdfa.restore_(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_optimizer_built_before_conversion_goes_on() -> None:
     model = cases.make("vgg")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

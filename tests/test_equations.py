@@ -149,14 +149,20 @@ def test_fa_with_its_own_weights_is_back_propagation_exactly() -> None:
     assert torch.equal(error, true_error)
 
 
-def test_bdfa_is_dfa_with_the_same_signs() -> None:
-    """The packed store changes nothing: random signs of one seed, dense and packed, give the same gradients."""
-    dense = torchdfa.convert_(build("relu"), "dfa", distribution="sign", scale="unit")
-    packed = torchdfa.convert_(build("relu"), "bdfa", scale="unit")
-    run(dense)
-    run(packed)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", ["unit", "he", 0.1, "match"])
+def test_bdfa_is_dfa_with_the_same_signs(scale: str | float, dtype: torch.dtype) -> None:
+    """Random signs of one seed, dense and packed: equal bit for bit where the scale is 1, else up to rounding."""
+    dense = torchdfa.convert_(build("relu").to(dtype), "dfa", distribution="sign", scale=scale)
+    packed = torchdfa.convert_(build("relu").to(dtype), "bdfa", scale=scale)
+    for model in (dense, packed):
+        x = torch.linspace(-1, 1, 4 * WIDTHS[0], dtype=dtype).view(4, -1)
+        model(x).square().sum().backward()
     for a, b in zip(linears(dense), linears(packed), strict=True):
-        assert torch.equal(a.weight.grad, b.weight.grad)
+        if scale == "unit":
+            assert torch.equal(a.weight.grad, b.weight.grad)
+        else:  # one multiplies the error by the scale, the other the matrix
+            torch.testing.assert_close(a.weight.grad, b.weight.grad)
 
 
 def test_hidden_gradients_do_not_see_the_output_weights_and_are_linear_in_the_error() -> None:

@@ -65,6 +65,21 @@ def test_where_a_copy_is_kept(
     assert store._copy_pays(dtype) == kept
 
 
+def test_where_a_copy_is_kept_is_decided_anew_for_another_dtype_or_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchdfa.feedback.KERNEL_LIMIT_BYTES", 3 * 9 * 2)
+    monkeypatch.setattr("torchdfa.feedback.UNPACKED_LIMIT_BYTES", 3 * 9 * 4)
+    monkeypatch.setattr("torchdfa.ops.cpu.load", object)
+    matrix = torch.randn(3, 9)
+    store = SignFeedback(matrix, 0.25, torch.float32)
+    assert store.signs is None  # the kernel is quicker
+    assert store.float().signs is None
+    assert torch.equal(store.bfloat16().signs, torch.where(matrix >= 0, 1.0, -1.0).bfloat16())
+    assert store.double().signs is None  # too large
+    assert store.float().signs is None
+    elsewhere = store.to("meta").signs  # no kernel there
+    assert (elsewhere.shape, elsewhere.dtype) == (matrix.shape, torch.float32)
+
+
 def test_loading_bits_renews_their_unpacked_copy() -> None:
     old, new = (SignFeedback(torch.randn(4, 20), s, torch.float32) for s in (1.0, 2.0))
     old.load_state_dict(new.state_dict())

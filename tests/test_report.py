@@ -50,6 +50,10 @@ def test_frozen_layers_are_named() -> None:
     found = {row.layer: row.rule for row in torchdfa.report(model).rows}
     assert found == {"features.0": "bp", "classifier.0": "frozen", "classifier.3": "frozen", "classifier.5": "bp"}
 
+    model.classifier[3].requires_grad_(True)
+    found = {row.layer: row.rule for row in torchdfa.report(model).rows}
+    assert found == {"features.0": "bp", "classifier.0": "frozen", "classifier.3": "bp", "classifier.5": "bp"}
+
 
 def test_two_branches() -> None:
     model = torchdfa.convert_(cases.TwoBranch(), "dfa")

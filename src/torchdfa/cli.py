@@ -177,6 +177,7 @@ def verify(runs: Annotated[list[Path], typer.Argument(help="folders of finished 
 
 @app.command()
 def online(
+    ctx: typer.Context,
     source: Annotated[str, typer.Argument(help="features.npz with X and y, a CSV of label,number,... or - for stdin")],
     rule: Annotated[str, Flag(help="bp, fa, dfa, bdfa, frozen; several with commas")] = "bdfa",
     hidden: Annotated[str, Flag(help="widths of the hidden layers with commas, or none")] = "512",
@@ -188,14 +189,17 @@ def online(
     repeats: Annotated[int, Flag(help="streams of each order")] = 3,
     delay: Annotated[int, Flag(help="samples after which a label is known")] = 0,
     window: Annotated[int | None, Flag(help="samples of the windowed accuracy")] = None,
-    seed: Annotated[int, Flag(help="of weights, feedback, replay and orders")] = 0,
+    seed: Annotated[int, Flag(help="of weights, feedback, replay and orders; with --load, of orders alone")] = 0,
     load: Annotated[str | None, Flag(help="go on with the head in this file")] = None,
     out: Annotated[str | None, Flag(help="folder of the results; runs/online by default")] = None,
 ) -> None:
     """Learn from a stream of feature vectors, classifying each before it is learned."""
-    from torchdfa.online.program import OnlineConfig
+    from torchdfa.online.program import OF_A_HEAD, OnlineConfig
     from torchdfa.online.program import online as learn
 
+    for name in OF_A_HEAD if load is not None else ():
+        if _is_given(ctx, name):
+            raise UsageError(f"--{name} conflicts with --load, whose head has its own; leave it out")
     learn(
         source,
         OnlineConfig(rule, hidden, lr, momentum, replay, classes, order, repeats, delay, window, seed, load),

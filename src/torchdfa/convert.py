@@ -13,6 +13,7 @@ from torch import nn
 
 from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
+from torchdfa.graph import registered_between, trace
 from torchdfa.head import Plan, make_plan
 from torchdfa.initial import make_feedback, output_width
 from torchdfa.layers import Bus, Rerouted, can_reroute, plain_class, reroute_, unroute_
@@ -53,7 +54,8 @@ def convert_(
     Args:
         model: any module. Convert it after its weights are initialised or loaded and before DDP or compile.
         rule: ``"bp"``, ``"fa"`` (Eq. 5), ``"dfa"`` (Eq. 6), ``"bdfa"`` (Eq. 9: feedback kept as signs) or
-            ``"frozen"`` (the hidden layers of the head keep their initial weights; Hoffer et al., 2018).
+            ``"frozen"`` (the hidden layers of the head, and normalisation and PReLU between them, keep their
+            initial weights; Hoffer et al., 2018. Of ``layers=[...]``, those named alone).
         head: name of the submodule that is the fully-connected head. By default it is found: the
             fully-connected layers that follow each other up to each output.
         layers: ``"head"``; ``"all"`` for conventional DFA with feedback to every convolution and
@@ -86,7 +88,7 @@ def convert_(
     plan = make_plan(model, head=head, layers=layers, boundary=boundary, error_at=error_at, example_input=example_input)
     conversion = Conversion(settings, plan, Bus())
     if settings.rule.route == "frozen":
-        conversion.frozen = _freeze(model, plan, layers)
+        conversion.frozen = _freeze(model, plan, layers, head)
     else:
         # All feedback is made before any layer is touched: an error leaves the model as it was.
         feedback = {name: make_feedback(model, settings, plan, name) for name in plan.cuts}
@@ -96,8 +98,8 @@ def convert_(
     return model
 
 
-def _freeze(model: nn.Module, plan: Plan, layers: Any) -> tuple[str, ...]:
-    hidden = plan.cuts if layers != "head" else [name for chain in plan.chains for name in chain]
+def _freeze(model: nn.Module, plan: Plan, layers: Any, head: str | None) -> tuple[str, ...]:
+    hidden = plan.cuts if layers != "head" else _of_chains(model, plan, head)
     names = [
         f"{layer}.{name}"
         for layer in dict.fromkeys(hidden)
@@ -110,6 +112,18 @@ def _freeze(model: nn.Module, plan: Plan, layers: Any) -> tuple[str, ...]:
         parameter.requires_grad_(False)
         parameter.grad = None  # None, not zero: decay and momentum must not move it
     return tuple(names)
+
+
+def _of_chains(model: nn.Module, plan: Plan, head: str | None) -> list[str]:
+    """The layers of the head, and the modules with parameters (normalisation, PReLU) between them."""
+    scope, prefix = (model, "") if head is None else (model.get_submodule(head), f"{head}.")
+    graph = trace(scope)
+    found = [name for chain in plan.chains for name in chain]
+    for chain in plan.chains:
+        names = tuple(name.removeprefix(prefix) for name in chain)
+        between = graph.between(names) if graph else registered_between(scope, names)
+        found += [f"{prefix}{name}" for name in between]
+    return found
 
 
 def _warn_of_single_outputs(model: nn.Module, plan: Plan) -> None:

@@ -7,7 +7,8 @@ errors e (rows, K) is projected to ``e @ D`` (rows, N), the D^T e of Eq. 6.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from torchdfa.bits import pack, unpack
 from torchdfa.errors import ConversionError
 from torchdfa.ops import cpu, sign_mm
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 INITS = ("random", "product")
 SCALES = ("unit", "he", "match")
@@ -107,7 +111,15 @@ class SignFeedback(Feedback):
         self.shape = tuple(matrix.shape)
         self.register_buffer("bits", pack(matrix))
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=matrix.device))
-        self.register_buffer("signs", self._unpack(dtype) if self._copy_pays(dtype) else None, persistent=False)
+        self.register_buffer("signs", None, persistent=False)
+        self.dtype = dtype
+        self._keep_copy()
+
+    def _keep_copy(self) -> None:
+        if not self._copy_pays(self.dtype):
+            self.signs = None
+        elif self.signs is None:
+            self.signs = self._unpack(self.dtype)
 
     def _copy_pays(self, dtype: torch.dtype) -> bool:
         size = self.shape[0] * self.shape[1] * dtype.itemsize
@@ -117,6 +129,12 @@ class SignFeedback(Feedback):
 
     def _unpack(self, dtype: torch.dtype) -> Tensor:
         return unpack(self.bits, self.shape[1], dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.dtype = fn(self.bits.new_empty(1, dtype=self.dtype)).dtype
+        self._keep_copy()
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -109,6 +109,16 @@ class Graph:
             return next(module.parameters(), None) is not None
         return function_name(node) in _MIXING
 
+    def between(self, names: tuple[str, ...]) -> list[str]:
+        """The modules with parameters, other than layers, on a chain from its first layer to its last."""
+        node = next(node for node in self.nodes if self.layer(node) == names[-1])
+        found: list[str] = []
+        while self.layer(node) != names[0]:
+            node = data_inputs(node)[0]
+            if node.op == "call_module" and self.layer(node) is None and own_parameters(self.modules[str(node.target)]):
+                found.append(str(node.target))
+        return found
+
     def upstream(self, name: str) -> list[str]:
         """The layers that ``name`` depends on, in order of execution, itself last."""
         wanted = {node for node in self.nodes if self.layer(node) == name}
@@ -208,3 +218,12 @@ def registered_chain(model: nn.Module) -> list[Chain]:
 
 def _may_follow(name: str, layer: nn.Linear, next_name: str, next_layer: nn.Linear) -> bool:
     return name.rpartition(".")[0] == next_name.rpartition(".")[0] and layer.out_features == next_layer.in_features
+
+
+def registered_between(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """As ``Graph.between`` for a chain in order of registration; none where something else is registered within it."""
+    owners = [name for name, module in model.named_modules() if own_parameters(module)]
+    if names[0] not in owners or names[-1] not in owners:
+        return []
+    others = [n for n in owners[owners.index(names[0]) : owners.index(names[-1])] if n not in names]
+    return others if all(isinstance(model.get_submodule(n), _TRANSPARENT) for n in others) else []

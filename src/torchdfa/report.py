@@ -83,7 +83,9 @@ def report(model: nn.Module) -> Report:
 
 def _rows(owner: nn.Module, conversion: Conversion, layers: list[str]) -> list[Row]:
     plan, rule = conversion.plan, conversion.settings.rule
-    frozen = {name.rpartition(".")[0] for name in conversion.frozen}
+    held = {name.rpartition(".")[0] for name in conversion.frozen}
+    # Those that were thawed since learn by back-propagation.
+    frozen = {n for n in layers if n in held and not any(p.requires_grad for p in owner.get_submodule(n).parameters())}
     if not rule.has_feedback:
         return [Row(n, "frozen" if n in frozen else "bp", "none" if n in frozen else "live weights") for n in layers]
     known = {name for chain in plan.chains for name in chain}

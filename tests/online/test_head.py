@@ -213,6 +213,22 @@ def test_add_class_in_mid_stream(rule):
             head.add_class(label)
 
 
+def test_names_of_classes_as_python_objects():
+    """Text in arrays of dtype object, as pandas gives it."""
+    x, y = blobs()
+    names = np.array(["ant", "bee", "cat"], dtype=object)
+    fitted = small().fit(x, names[y])
+    learned = small().partial_fit(x, names[y], classes=names)
+    for head in (fitted, learned, small(classes=names).partial_fit(x, names[y])):
+        assert head.classes_.dtype.kind == "U"
+        assert head.add_class("dragonfly").classes_.tolist() == ["ant", "bee", "cat", "dragonfly"]
+        head.partial_fit(x[:1], np.array(["dragonfly"], dtype=object))
+    assert small(classes=np.array([2, 0, 1], dtype=object)).fit(x, y).add_class(3).classes_.tolist() == [0, 1, 2, 3]
+    for mixed in (["ant", 1], ["ant", None]):
+        with pytest.raises(UsageError, match="classes must be labels of one kind"):
+            small().partial_fit(x, names[y], classes=np.array(mixed, dtype=object))
+
+
 def test_names_of_classes():
     x, y = blobs()
     names = np.array(["ant", "bee", "cat"])[y]

@@ -70,6 +70,19 @@ def test_a_csv_stream_goes_on_with_a_saved_head(here, capsys):
     head = OnlineHead.load(here / "second" / "head.safetensors")
     assert head.updates_ == 600
     assert sorted(head.classes_.tolist()) == ["a", "b", "c"]
+    written = json.loads((here / "second" / "online.json").read_text())["settings"]
+    assert written["head"] == json.loads(json.dumps(head.get_params()))
+    assert not {"rule", "hidden", "lr", "momentum", "replay", "classes"} & set(written)
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [("rule", "bdfa"), ("hidden", "4"), ("lr", "1"), ("momentum", "0"), ("replay", "2"), ("classes", "a,b")],
+)
+def test_what_a_loaded_head_has_of_its_own_cannot_be_given(here, capsys, flag, value):
+    assert main(["online", "s.csv", "--load", "head.safetensors", f"--{flag}", value]) == 2
+    assert f"--{flag} conflicts with --load, whose head has its own; leave it out" in capsys.readouterr().err
+    assert not (here / "runs").exists()
 
 
 def test_lines_that_are_no_samples_are_counted(here, capsys):
@@ -78,6 +91,15 @@ def test_lines_that_are_no_samples_are_counted(here, capsys):
     assert main(["online", "s.csv", "--hidden", "16", "--out", "o"]) == 0
     assert "warning: 2 samples could not be used" in capsys.readouterr().err
     assert read_csv(here / "o" / "table.csv")[0]["refused"] == "2"
+
+
+def test_a_byte_that_is_no_text_costs_one_line_of_stdin(here, capsys, monkeypatch):
+    lines = (here / "s.csv").read_bytes().splitlines(keepends=True)
+    lines[100] = b"a,\xff" + lines[100][2:]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"".join(lines)), encoding="utf-8"))
+    assert main(["online", "-", "--hidden", "4", "--out", "o"]) == 0
+    assert "warning: 1 samples could not be used line 101 is not a label and numbers" in capsys.readouterr().err
+    assert OnlineHead.load(here / "o" / "head.safetensors").updates_ == 299
 
 
 @pytest.mark.parametrize(

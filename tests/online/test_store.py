@@ -38,6 +38,15 @@ def test_a_loaded_head_goes_on_bit_for_bit(tmp_path, rule, parameters):
         loaded.set_params(rule="bp" if rule != "bp" else "dfa").partial_fit(x, y)
 
 
+def test_parameters_of_numpys_numbers_are_saved(tmp_path):
+    x, y = blobs()
+    head = small(features=np.int64(8), classes=list(np.unique(y)), hidden_layer_sizes=(np.int64(8),)).fit(x, y)
+    head.save(tmp_path / "h")
+    loaded = OnlineHead.load(tmp_path / "h")
+    assert (loaded.classes, loaded.hidden_layer_sizes) == ([0, 1, 2], (8,))
+    assert same_state(head, loaded)
+
+
 def test_the_file_does_not_grow(tmp_path):
     x, y = blobs(600)
     head = small(replay=2, momentum=0.5)

@@ -113,7 +113,7 @@ class OnlineHead(ClassifierMixin, BaseEstimator):
         """Forget everything and learn from ``X`` (rows, features) and ``y`` (rows,), ``epochs`` times, shuffled."""
         fresh = self._blank()
         rows, labels = inputs.checked(fresh, X, y, first=True)
-        fresh._begin(rows.shape[1], np.unique(labels) if self.classes is None else parameters.labels(self.classes))
+        fresh._begin(rows.shape[1], parameters.labels(labels if self.classes is None else self.classes))
         batch = inputs.batch(rows, labels, sample_weight, fresh._places)
         random = np.random.default_rng(self.seed)
         for _ in range(self.epochs):

@@ -72,6 +72,11 @@ def labels(classes: Any) -> NDArray[Any]:
     if is_count(classes):
         return np.arange(classes)
     found = np.asarray(classes)
+    if found.dtype == object:  # as pandas keeps text
+        plain = np.array(found.tolist())
+        if plain.dtype == object or plain.tolist() != found.tolist():
+            raise UsageError(f"classes must be labels of one kind; got {classes!r}")
+        found = plain
     if found.ndim != 1 or not len(found) or (found.dtype.kind == "f" and not np.isfinite(found).all()):
         raise UsageError(f"classes must be labels, or a whole number of classes above 0; got {classes!r}")
     return np.unique(found)

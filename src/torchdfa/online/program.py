@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchdfa.errors import UsageError
-from torchdfa.online import parameters, streams
+from torchdfa.online import parameters, store, streams
 from torchdfa.online.head import OnlineHead
 from torchdfa.online.prequential import Record, evaluate
 from torchdfa.train import machine, runs
@@ -20,6 +21,8 @@ from torchdfa.train.csvfile import to_csv
 from torchdfa.train.stop import Stopped, StopSignals
 
 SETTINGS, CURVES, TABLE, PICTURE, HEAD = "online.json", "curves.csv", "table.csv", "curves.png", "head.safetensors"
+
+OF_A_HEAD = ("rule", "hidden", "lr", "momentum", "replay", "classes")  # settings without effect on a loaded one
 
 
 class StreamStopped(Stopped):
@@ -99,6 +102,8 @@ def online(source: str, config: OnlineConfig, out: str | Path | None = None) -> 
     _require(len(config.rules) == 1, "rule", "be one alone for a stream that is read once", config.rule)
     labels = None if config.classes is None else sorted(name.strip() for name in config.classes.split(","))
     if source == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):  # a wrong byte would else take a whole buffer of lines with it
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="")
         return _run(folder, config, source, [({}, streams.read_lines(sys.stdin), labels)], {})
     try:
         with Path(source).open(encoding="utf-8", errors="replace", newline="") as lines:
@@ -121,10 +126,10 @@ def _of_arrays(config: OnlineConfig, data: dict[str, NDArray[Any]]) -> Iterator[
 def _run(
     folder: Path, config: OnlineConfig, source: str, found: Iterable[Stream], data: dict[str, NDArray[Any]]
 ) -> list[dict[str, Any]]:
-    config.head(config.rules[0], config.seed)  # a head that cannot be read is found before the folder is made
+    head = config.head(config.rules[0], config.seed)  # a head that cannot be read is found before the folder is made
     runs.create(folder)
     with runs.hold(folder), StopSignals() as signals:
-        settings = {"source": source, **asdict(config)}
+        settings = {"source": source, **_settings(config, head)}
         runs.write_json(folder / SETTINGS, {"format": 1, "settings": settings, "machine": machine.describe()})
         rows: list[dict[str, Any]] = []
         for key, rule, stream, classes in _turns(config, found):
@@ -145,6 +150,14 @@ def _run(
     if not rows:
         raise UsageError(f"{'stdin' if source == '-' else source} holds no sample that could be learned")
     return rows
+
+
+def _settings(config: OnlineConfig, head: OnlineHead) -> dict[str, Any]:
+    """What is recorded: of a loaded head its own parameters, not those that it would have been made with."""
+    values = asdict(config)
+    if config.load is None:
+        return values
+    return {name: values[name] for name in values if name not in OF_A_HEAD} | {"head": store.plain_parameters(head)}
 
 
 def _turns(config: OnlineConfig, found: Iterable[Stream]) -> Iterator[tuple[dict[str, Any], str, Any, Any]]:

@@ -78,18 +78,24 @@ def _weights(head: OnlineHead) -> Tensor:
 
 def _describe(head: OnlineHead) -> dict[str, Any]:
     """Nothing in it grows with the stream."""
-    values = {name: _plain(value) for name, value in head.get_params().items()}
     names = getattr(head, "feature_names_in_", None)
     return {
         "format": FORMAT,
-        "parameters": values,
+        "parameters": plain_parameters(head),
         "features": head.n_features_in_,
         "classes": head.classes_.tolist(),
         "feature_names": None if names is None else names.tolist(),
     }
 
 
+def plain_parameters(head: OnlineHead) -> dict[str, Any]:
+    """What the head was made with, JSON-able."""
+    return {name: _plain(value) for name, value in head.get_params().items()}
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
