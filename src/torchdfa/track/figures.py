@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torchdfa.errors import UsageError
 from torchdfa.track import table
 from torchdfa.track.protocols import DISTANCES, OVERLAPS
-from torchdfa.track.reporting import Arm, arms
+from torchdfa.track.reporting import Arm, arms, condition
 from torchdfa.track.scoring import Scores
 from torchdfa.train import runs
 from torchdfa.train.csvfile import to_csv
@@ -32,19 +32,19 @@ PLOTS = {
 
 def one_pass(scores: Seq[Scores], out: Path) -> list[Path]:
     """success.png and precision.png of all trackers, best first in the legend, and their CSV files."""
+    title = _title(scores)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in PLOTS:
         with drawn(out / f"{kind}.png", (6.4, 4.8)) as figure:
-            _curves(figure.subplots(), kind, scores, _title(scores))
+            _curves(figure.subplots(), kind, scores, title)
         written += [out / f"{kind}.png", _csv(out / f"{kind}.csv", kind, scores)]
     return written
 
 
 def _title(scores: Seq[Scores]) -> str:
-    first = scores[0]
-    counts = sorted({len(s.sequences) for s in scores})
-    return f"one-pass evaluation, {first.version}, {'/'.join(map(str, counts))} sequences, protocol {first.protocol}"
+    counts = "/".join(map(str, sorted({len(s.sequences) for s in scores})))
+    return f"one-pass evaluation, {condition(scores)}, {counts} sequences, protocol {scores[0].protocol}"
 
 
 def _curves(axes: Axes, kind: str, scores: Seq[Scores], title: str) -> None:
@@ -100,13 +100,14 @@ def figure6(scores: Seq[Scores], out: Path) -> list[Path]:
         raise UsageError(
             "Figure 6 needs two rules at one batch size: results named such as bp-b128-s0 and bdfa-b128-s0"
         )
+    title = _title([s for arm in found for s in arm.scores])
     out.mkdir(parents=True, exist_ok=True)
     with drawn(out / "figure6.png", (3.6 * len(batches) + 0.6, 6.6)) as figure:
         grid = figure.subplots(2, len(batches), squeeze=False, sharey="row")
         for row, kind in enumerate(("precision", "success")):
             for axes, batch in zip(grid[row], batches, strict=True):
                 _arms(axes, kind, [arm for arm in found if arm.batch == batch], f"batch {batch}")
-        title = f"Online learning of MDNet's head by rule (cf. Figure 6); {_title(scores)}"
+        title = f"Online learning of MDNet's head by rule (cf. Figure 6); {title}"
         figure.suptitle(textwrap.fill(title, 50 * len(batches)), fontsize=9)
     runs.write(out / "figure6.csv", to_csv(_HEADER, _rows(found)))
     return [out / "figure6.png", out / "figure6.csv"]
@@ -118,6 +119,7 @@ def _arms(axes: Axes, kind: str, found: Seq[Arm], title: str) -> None:
         curve, band = _mean(arm, kind)
         mean, std = arm.mean_and_std(measure)
         spread = f" ± {std:.3f}, {len(arm.scores)} seeds" if std is not None else ""
+        spread += f", {len(arm.by_sequence())} sequences" if arm.left_out else ""
         colour = _RULES.get(arm.rule.split("-")[0], "#332288")
         axes.plot(x, curve, color=colour, linewidth=1.8, label=f"{arm.rule} [{mean:.3f}{spread}]")
         if len(arm.scores) > 1:

@@ -172,7 +172,7 @@ def otb_convert(
     from torchdfa.track import reporting, results
 
     for folder in reporting.tracker_folders(found):
-        print(results.write(out, results.read(folder), to))
+        print(results.convert(folder, out, to))
 
 
 @otb.command("demo")

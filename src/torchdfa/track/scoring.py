@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +63,13 @@ class Scores(CurveFigures):
 
     def with_attribute(self, attribute: str) -> Scores | None:
         """The same over the sequences that have an attribute; None where none has."""
-        chosen = {n: c for n, c in self.sequences.items() if attribute in self.attributes.get(n, ())}
-        return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen)) if chosen else None
+        chosen = [n for n in self.sequences if attribute in self.attributes.get(n, ())]
+        return self.over(chosen) if chosen else None
+
+    def over(self, names: Collection[str]) -> Scores:
+        """The same over some of its sequences alone, without speeds."""
+        chosen = {n: c for n, c in self.sequences.items() if n in names}
+        return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen))
 
     def to_dict(self) -> dict[str, Any]:
         """The layout of got10k's performance.json, with the protocol and what else is known."""
