@@ -70,6 +70,35 @@ def test_conditions_are_not_mixed_in_one_table_or_plot(data, tmp_path):
     assert not (tmp_path / "p").exists()
 
 
+def test_rules_are_compared_with_bp_of_the_same_preset(data, tmp_path):
+    for rule in ("bp", "bdfa", "bdfa-random", "bp-paper", "bdfa-paper", "bdfa-match-paper"):
+        write(tmp_path / "r", f"{rule}-b32-s0", data)
+    write(tmp_path / "r", "dfa-paper-b8-s0", data)
+    found = reporting.arms(reporting.score_all([tmp_path / "r"], data))
+    assert set(reporting.pairs(found)) == {
+        "bdfa-b32 - bp-b32", "bdfa-random-b32 - bp-b32", "bdfa-paper-b32 - bp-paper-b32",
+        "bdfa-match-paper-b32 - bp-paper-b32",
+    }  # fmt: skip
+    assert found[0].name == "bp-b32"
+
+
+def test_every_rule_of_figure_6_has_a_colour_of_its_own(data, tmp_path, monkeypatch):
+    for rule in ("bp", "bdfa", "bdfa-random", "bdfa-after"):
+        write(tmp_path / "r", f"{rule}-b32-s0", data)
+        write(tmp_path / "r", f"{rule}-b8-s0", data)
+    drawn: dict[str, set[str]] = {}
+    plot = figures.Axes.plot
+
+    def seen(self, *args, **options):
+        drawn.setdefault(options["label"].partition(" ")[0], set()).add(options["color"])
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(figures.Axes, "plot", seen)
+    figures.figure6(reporting.score_all([tmp_path / "r"], data), tmp_path)
+    assert all(len(colours) == 1 for colours in drawn.values()), "at every batch size the same"
+    assert len(set.union(*drawn.values())) == 4
+
+
 @pytest.mark.parametrize("layout", results.LAYOUTS)
 def test_converted_results_stay_of_their_condition(data, tmp_path, layout):
     folder = write(tmp_path / "a", "bp-b32-s0", data, config={"frames": 5, "forced": True})

@@ -12,11 +12,13 @@ from typing import Any
 
 from torchdfa.errors import UsageError
 from torchdfa.track import bootstrap, results, table
+from torchdfa.track.options import PRESETS
 from torchdfa.track.scoring import Scores, evaluate, markdown
 from torchdfa.track.sequences import OTB
 from torchdfa.train import runs
 
-_NAME = re.compile(r"^(?P<arm>(?P<rule>.+)-b(?P<batch>\d+))-s(?P<seed>\d+)$")
+# As experiments.name_of writes them; the preset stands last before the batch.
+_NAME = re.compile(rf"^(?P<arm>(?P<rule>.+?(?:-(?P<preset>{'|'.join(PRESETS)}))?)-b(?P<batch>\d+))-s(?P<seed>\d+)$")
 
 
 @dataclass
@@ -34,6 +36,11 @@ class Arm:
     def rule(self) -> str:
         found = _NAME.match(f"{self.name}-s0")
         return found["rule"] if found else self.name
+
+    @property
+    def preset(self) -> str | None:
+        found = _NAME.match(f"{self.name}-s0")
+        return found["preset"] if found else None
 
     @property
     def batch(self) -> int | None:
@@ -100,7 +107,7 @@ def arms(scores: Seq[Scores]) -> list[Arm]:
         match = _NAME.match(s.tracker)
         found[match["arm"] if match else s.tracker].append(s)
     gathered = [_arm(name, seeds) for name, seeds in found.items()]
-    return sorted(gathered, key=lambda arm: (-(arm.batch or 0), arm.rule != "bp", arm.rule))
+    return sorted(gathered, key=lambda arm: (-(arm.batch or 0), arm.rule.partition("-")[0] != "bp", arm.rule))
 
 
 def _arm(name: str, seeds: Seq[Scores]) -> Arm:
@@ -121,17 +128,10 @@ def condition(scores: Seq[Scores]) -> str:
 
 
 def pairs(found: Seq[Arm]) -> dict[str, tuple[Arm, Arm]]:
-    """Each rule against bp of the same batch size."""
-    by_batch: dict[int | None, list[Arm]] = defaultdict(list)
-    for arm in found:
-        by_batch[arm.batch].append(arm)
-    chosen = {}
-    for batch, group in by_batch.items():
-        plain = next((arm for arm in group if arm.rule == "bp"), None)
-        for arm in group if batch is not None and plain is not None else ():
-            if plain is not None and arm is not plain:
-                chosen[f"{arm.name} - {plain.name}"] = (arm, plain)
-    return chosen
+    """Each rule against bp of the same preset and batch size."""
+    plain = {(arm.batch, arm.preset): arm for arm in found if arm.rule.partition("-")[0] == "bp"}
+    compared = [(arm, plain.get((arm.batch, arm.preset))) for arm in found if arm.batch is not None]
+    return {f"{arm.name} - {bp.name}": (arm, bp) for arm, bp in compared if bp is not None and arm is not bp}
 
 
 def comparisons(found: Seq[Arm], measure: str = "auc") -> dict[str, bootstrap.Comparison]:
