@@ -115,3 +115,10 @@ def test_results_are_not_converted_onto_themselves(data, tmp_path):
     with pytest.raises(UsageError, match="another --out"):
         results.convert(folder, tmp_path / "a", "otb")
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_report_says_how_many_frames_counted(data, tmp_path):
+    folder = write(tmp_path / "r", "bp-b32-s0", data)
+    results.write_one(folder, "Dog", data["Dog"].boxes[:3])
+    text = reporting.text(reporting.score_all([tmp_path / "r"], data, truncate=True))
+    assert "Truncated: of bp-b32-s0's Dog 3 of 5 frames counted." in text

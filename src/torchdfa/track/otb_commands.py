@@ -54,6 +54,7 @@ def otb_run(
     sequences: Sequences = None,
     frames: Annotated[int | None, Flag(help="only so many first frames of each sequence")] = None,
     missing: Missing = "error",
+    truncate: Truncate = False,
     forced: Annotated[
         bool, Flag("--forced", help="same crops around the truth for all: compares learning alone")
     ] = False,
@@ -84,6 +85,7 @@ def otb_run(
     experiment = Experiment(
         data, out, weights, set_, None if sequences is None else tuple(names(sequences)), tuple(names(rule)),
         numbers("--batch", batch), numbers("--seeds", seeds), preset, tuple(options.items()), frames, missing, forced,
+        truncate,
     )  # fmt: skip
     if weights is None:
         note("no --weights: untrained features")
@@ -155,11 +157,12 @@ def otb_play(
     data: Data,
     out: Annotated[Path, Flag(help="folder for frames, or .mp4, .avi")] = Path("played"),
     frames: Annotated[int | None, Flag(help="stop after so many")] = None,
+    truncate: Truncate = False,
 ) -> None:
     """Draw stored results of several trackers, and the truth in white, into the frames of a sequence."""
     from torchdfa.track.playback import play
 
-    print(f"{play(sequence, found, data, out, frames)} frames: {out}")
+    print(f"{play(sequence, found, data, out, frames, truncate=truncate)} frames: {out}")
 
 
 @otb.command("convert")

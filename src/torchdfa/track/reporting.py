@@ -149,6 +149,8 @@ def text(scores: Seq[Scores]) -> str:
     """Everything as Markdown: trackers, seeds together, comparisons, attributes."""
     found = arms(scores)
     parts = [f"{condition(scores)}:", markdown(list(scores))]
+    cut = [f"of {s.tracker}'s {name} {n} of {of} frames" for s in scores for name, (n, of) in s.cut.items()]
+    parts += [f"Truncated: {', '.join(cut)} counted."] if cut else []
     if any(len(arm.scores) > 1 for arm in found):
         parts.append(_seeds(found))
     compared = comparisons(found)
