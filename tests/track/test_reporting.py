@@ -117,6 +117,13 @@ def test_results_are_not_converted_onto_themselves(data, tmp_path):
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_chosen_sequences_are_counted_of_the_whole_set(data, tmp_path):
+    write(tmp_path / "r", "bp-b32-s0", data)
+    chosen = OTB(data.root, "OTB-2013", sequences=["Bolt"])
+    (score,) = reporting.score_all([tmp_path / "r"], chosen)
+    assert "| 1 of 51 | otb |" in reporting.text([score])
+
+
 def test_a_report_says_how_many_frames_counted(data, tmp_path):
     folder = write(tmp_path / "r", "bp-b32-s0", data)
     results.write_one(folder, "Dog", data["Dog"].boxes[:3])

@@ -77,6 +77,8 @@ def test_two_targets_share_a_folder(tmp_path):
     data = OTB(tmp_path, missing="skip")
     assert list(data.sequences) == ["Human4-2", "Jogging-1", "Jogging-2"]
     assert len(data.absent) == 97
+    chosen = OTB(tmp_path, sequences=["Jogging-1"])
+    assert (len(chosen), chosen.size) == (1, 100), "of so many: those of the set"
 
 
 def test_what_is_missing_is_said(tmp_path):

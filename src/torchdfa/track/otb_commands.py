@@ -136,10 +136,10 @@ def otb_plot(
     missing: Missing = "error",
     truncate: Truncate = False,
     figure6: Annotated[
-        bool, Flag("--figure6", help="only Figure 6: rules by batch size with bands over seeds")
+        bool, Flag("--figure6", help="rules by batch size with bands over seeds, instead of the other plots")
     ] = False,
 ) -> None:
-    """Draw success and precision plots, attributes, and Figure 6 where the results are of several rules."""
+    """Draw success and precision plots and those of each attribute; or, with --figure6, Figure 6 alone."""
     from torchdfa.track import figures
 
     scores = _scores(found, data, set_, sequences, protocol, missing, truncate)

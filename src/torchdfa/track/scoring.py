@@ -22,7 +22,7 @@ _OTHER_LENGTHS = {"Board": 1, "Twinnings": 1}
 
 @dataclass(frozen=True)
 class Scores(CurveFigures):
-    """One tracker over the ``wanted`` sequences of a set; every sequence counts the same, however long it is."""
+    """One tracker over sequences of a set of ``wanted``; every sequence counts the same, however long it is."""
 
     tracker: str
     protocol: str
@@ -128,7 +128,7 @@ def evaluate(
     """
     sequences = dict(data.sequences if isinstance(data, OTB) else data)
     version = data.version if isinstance(data, OTB) else "chosen sequences"
-    wanted = len(data.wanted) if isinstance(data, OTB) else len(sequences)
+    wanted = data.size if isinstance(data, OTB) else len(sequences)
     absent = [name for name in sequences if name not in found.boxes]
     if absent and (missing == "error" or len(absent) == len(sequences)):
         raise UsageError(

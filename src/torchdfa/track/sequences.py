@@ -66,7 +66,7 @@ class OTB:
         truncate: bool = False,
         omit: bool = True,
     ) -> None:
-        self.root, self.version = Path(root), version
+        self.root, self.version, self._set = Path(root), version, version
         if missing not in ("error", "skip"):
             raise UsageError(f'missing={missing!r} must be "error" or "skip"')
         self.wanted = _wanted(version, sequences)
@@ -83,6 +83,11 @@ class OTB:
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @property
+    def size(self) -> int:
+        """Targets of the whole set, however many of them were asked for or are there."""
+        return len(table.names(self._set))
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self.sequences.values())
