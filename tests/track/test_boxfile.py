@@ -22,6 +22,8 @@ def test_every_delimiter_is_read(tmp_path, text):
         ("1,2,3,4\nx,2,3,4\n", ["line 2", "'x,2,3,4'"]),
         ("1,2,3,4\n1,nan,3,4\n", ["line 2", "NaN"]),
         ("1,2,3,4\n1,inf,3,4\n", ["line 2", "infinity"]),
+        ("\n\n1,2,3,4\n1,nan,3,4\n", ["line 4", "NaN"]),
+        ("\n1,2,3,4\n1,2,3,4,5,6,7,8\n", ["line 3", "8 numbers", "line 2 has 4"]),
         ("", ["empty"]),
     ],
 )

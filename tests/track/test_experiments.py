@@ -5,10 +5,12 @@ import signal
 
 import numpy as np
 import pytest
+import typer
 
 from torchdfa.errors import UsageError
 from torchdfa.track import experiments, figures, playback, reporting, results, state
 from torchdfa.track.experiments import run
+from torchdfa.track.otb_commands import otb
 from torchdfa.track.sequences import OTB
 from torchdfa.track.tracker import Tracker
 from track.folders import table
@@ -180,3 +182,23 @@ def test_folders_without_results_are_named(tmp_path):
         results.write(tmp_path / where, results.Results("x", {"Bolt": np.ones((3, 4))}))
     with pytest.raises(UsageError, match="two folders of results are named 'x'"):
         reporting.tracker_folders([tmp_path / "a", tmp_path / "b"])
+
+
+def test_lengths_that_differ_can_be_accepted_where_one_runs_and_plays(data, small, tmp_path):
+    write_sequences(tmp_path / "otb", ("Dog",), 6)
+    truth = tmp_path / "otb" / "Dog" / "groundtruth_rect.txt"
+    truth.write_text("".join(truth.read_text().splitlines(keepends=True)[:4]))
+    one = {"rules": ("bp",), "seeds": (0,)}
+    with pytest.raises(UsageError, match="pass --truncate"):
+        run(experiment(tmp_path / "otb", tmp_path / "r", **one))
+    (outcome,) = run(experiment(tmp_path / "otb", tmp_path / "r", truncate=True, **one))
+    assert outcome.value["frames"] == 4
+    with pytest.raises(UsageError, match="pass --truncate"):
+        playback.play("Dog", [tmp_path / "r" / "OTB-100"], tmp_path / "otb", tmp_path / "frames")
+    assert playback.play("Dog", [tmp_path / "r" / "OTB-100"], tmp_path / "otb", tmp_path / "frames", truncate=True) == 4
+    for command in ("run", "play"):
+        assert "--truncate" in {o for p in _parameters(command) for o in p.opts}
+
+
+def _parameters(command):
+    return typer.main.get_command(otb).commands[command].params

@@ -94,6 +94,28 @@ def test_another_run_is_not_continued(clips, small, tmp_path):
         pretrain([clips], tmp_path, config)
 
 
+def test_finished_weights_are_not_those_of_other_settings(clips, small, tmp_path):
+    config = PretrainConfig(cycles=1, **SMALL)
+    path = pretrain([clips], tmp_path, config)
+    done = path.read_bytes()
+    with pytest.raises(UsageError, match=r"other settings \(cycles 1, not 2; seed 0, not 9\); take another --out"):
+        pretrain([clips], tmp_path, PretrainConfig(cycles=2, seed=9, **SMALL))
+    with pytest.raises(UsageError, match="other clips"):
+        pretrain([clips / "clip1"], tmp_path, config)
+    assert pretrain([clips], tmp_path, PretrainConfig(cycles=1, threads=1, **(SMALL | {"device": "auto"}))) == path
+    assert path.read_bytes() == done
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"without the config\.json"):
+        pretrain([clips], tmp_path, config)
+
+
+def test_a_run_goes_on_with_other_threads_and_precision(clips, small, tmp_path):
+    with pytest.raises(TrackingStopped):
+        pretrain([clips], tmp_path, PretrainConfig(cycles=2, **SMALL), deadline=1.0)
+    pretrain([clips], tmp_path, PretrainConfig(cycles=2, threads=1, **(SMALL | {"precision": "auto"})))
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 4
+
+
 def test_the_network_of_the_paper_takes_a_step_and_is_exported_without_fc6(clips, tmp_path):
     config = PretrainConfig(cycles=1, frames=1, positives=1, negatives=1, precision="fp32", device="cpu", threads=1)
     first = sorted(clips.iterdir())[0]

@@ -50,7 +50,23 @@ def test_missing_and_misfit_results():
     short = {name: s.boxes[:3] for name, s in data.items()}
     with pytest.raises(UsageError, match="3 boxes for 4 frames"):
         evaluate(Results("a", short), data)
-    assert evaluate(Results("a", short), data, truncate=True).sequences["Girl"].frames == 3
+    cut = evaluate(Results("a", short), data, truncate=True)
+    assert cut.sequences["Girl"].frames == 3
+    assert cut.cut == {"Girl": (3, 4), "Bolt": (3, 4)}
+    assert cut.to_dict()["overall"]["frames_of_cut_sequences"] == {"Girl": [3, 4], "Bolt": [3, 4]}
+    whole = evaluate(Results("a", {name: s.boxes for name, s in data.items()}), data, truncate=True)
+    assert not whole.cut
+    assert "frames_of_cut_sequences" not in whole.to_dict()["overall"]
+
+
+def test_pytracking_pads_short_results_also_where_lengths_may_differ():
+    data = {"Girl": truth("Girl")}
+    short = Results("a", {"Girl": data["Girl"].boxes[:3]})
+    padded = evaluate(short, data, rules="pytracking", truncate=True)
+    assert padded.auc == evaluate(short, data, rules="pytracking").auc < 20 / 21
+    assert not padded.cut
+    long = Results("a", {"Girl": np.concatenate([data["Girl"].boxes] * 2)})
+    assert evaluate(long, data, rules="pytracking", truncate=True).cut == {"Girl": (4, 8)}
 
 
 def test_tiger1_of_other_toolkits_is_cut():

@@ -6,7 +6,7 @@ import pytest
 
 from torchdfa.errors import UsageError
 from torchdfa.track import table
-from torchdfa.track.sequences import OTB, read_folder
+from torchdfa.track.sequences import OTB, frame_files, read_folder
 from track.folders import make
 
 
@@ -40,14 +40,18 @@ RANGES = [
     ("David", 1, 770, 471, 471, "0300.jpg", 1),
     ("David", 300, 770, 471, 471, "0300.jpg", 1),
     ("Football1", 1, 81, 74, 74, "0001.jpg", 1),
+    ("David", 1, 471, 471, 471, "0001.jpg", 1),
+    ("Football1", 1, 81, 81, 74, "0001.jpg", 1),
     ("Freeman3", 1, 474, 460, 460, "0001.jpg", 1),
     ("Freeman4", 1, 297, 283, 283, "0001.jpg", 1),
     ("Diving", 1, 231, 215, 215, "0001.jpg", 1),
     ("BlurCar1", 247, 988, 742, 742, "0247.jpg", 1),
+    ("BlurCar1", 1, 742, 742, 742, "0001.jpg", 1),
     ("BlurCar3", 3, 359, 357, 357, "0003.jpg", 1),
     ("BlurCar4", 18, 397, 380, 380, "0018.jpg", 1),
     ("Tiger1", 1, 354, 354, 349, "0006.jpg", 6),
     ("Tiger1", 6, 354, 349, 349, "0006.jpg", 1),
+    ("Tiger1", 1, 349, 349, 349, "0001.jpg", 1),
     ("Board", 1, 698, 697, 697, "00001.jpg", 1),
     ("Twinnings", 1, 472, 471, 471, "0001.jpg", 1),
 ]
@@ -73,6 +77,8 @@ def test_two_targets_share_a_folder(tmp_path):
     data = OTB(tmp_path, missing="skip")
     assert list(data.sequences) == ["Human4-2", "Jogging-1", "Jogging-2"]
     assert len(data.absent) == 97
+    chosen = OTB(tmp_path, sequences=["Jogging-1"])
+    assert (len(chosen), chosen.size) == (1, 100), "of so many: those of the set"
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -104,6 +110,16 @@ def test_a_folder_of_any_name(tmp_path):
         image.unlink()
     with pytest.raises(UsageError, match="no images"):
         read_folder(folder)
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    folder = make(tmp_path, "mine", 1, 12, 12, digits=1)
+    assert [path.stem for path in frame_files(folder)] == [str(k) for k in range(1, 13)]
+    for path in sorted((folder / "img").iterdir()):
+        path.rename(path.with_name(f"frame{path.name}"))
+    (folder / "img" / "frame3.jpg").rename(folder / "img" / "frame003.jpg")
+    names = [path.stem.removeprefix("frame") for path in frame_files(folder)]
+    assert names == ["1", "2", "003", *(str(k) for k in range(4, 13))]
 
 
 def test_ground_truth_alone_from_json(tmp_path):

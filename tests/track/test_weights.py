@@ -66,6 +66,8 @@ def test_vgg_m_is_turned_from_matlabs_order(tmp_path):
     scipy_io.savemat(tmp_path / "vgg.mat", {"layers": layers})
     found = weights.load(tmp_path / "vgg.mat", seed=3)
     assert found.norm == VGG_M
+    with pytest.raises(UsageError, match=r"pass --norm vgg-m \(norm='vgg-m'\)"):
+        weights.load(tmp_path / "vgg.mat", norm="pymdnet-2019")
     assert found.tensors["features.conv2.weight"][7, 5, 1, 2] == convs[1][1, 2, 5, 7]
     assert torch.equal(found.tensors["shared.fc4.weight"], weights.random(3, VGG_M).tensors["shared.fc4.weight"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,30 +22,30 @@ def read_boxes(path: Path, *, finite: bool = True) -> Boxes:
     Results may hold NaN or infinity (``finite=False``): what they count for is the protocol's matter.
     UsageError names the file and the line that does not hold 4 or 8 numbers, or where the file holds none.
     """
-    rows = read_rows(path, {4: "x,y,w,h", 8: "a polygon"})
-    if finite:
-        require_finite(path, rows)
+    columns = {4: "x,y,w,h", 8: "a polygon"}
+    rows = read_rows(path, columns, gaps=() if finite else columns)
     if rows.shape[1] == 8:
         warnings.warn(f"{path} holds polygons; the upright boxes around them are used.", stacklevel=2)
         return enclosing(rows)
     return rows
 
 
-def read_rows(path: Path, columns: Mapping[int, str]) -> Boxes:
-    """The numbers (n, k) of a file whose lines all hold k of them, k one of ``columns``, which says what they are."""
-    rows = [_numbers(path, number, line, columns) for number, line in enumerate(_lines(path), 1) if line.strip()]
-    if not rows:
+def read_rows(path: Path, columns: Mapping[int, str], *, gaps: Collection[int] = ()) -> Boxes:
+    """The numbers (n, k) of a file whose lines all hold k of them, k one of ``columns``, which says what they are.
+
+    Lines of a k in ``gaps`` may hold NaN or infinity. Blank lines are passed over, but count in the errors.
+    """
+    lines = [(number, line) for number, line in enumerate(_lines(path), 1) if line.strip()]
+    if not lines:
         raise UsageError(f"{path} is empty: it should hold a line x,y,w,h for each frame")
-    for number, row in enumerate(rows, 1):
+    rows = [_numbers(path, number, line, columns) for number, line in lines]
+    first = lines[0][0]
+    for (number, _), row in zip(lines, rows, strict=True):
         if len(row) != len(rows[0]):
-            raise UsageError(f"{path}, line {number}: {len(row)} numbers, but line 1 has {len(rows[0])}")
-    return np.array(rows, dtype=np.float64)
-
-
-def require_finite(path: Path, rows: Boxes) -> None:
-    for number, row in enumerate(rows, 1):
-        if not np.isfinite(row).all():
+            raise UsageError(f"{path}, line {number}: {len(row)} numbers, but line {first} has {len(rows[0])}")
+        if len(row) not in gaps and not np.isfinite(row).all():
             raise UsageError(f"{path}, line {number}: NaN or infinity where a number of pixels should stand")
+    return np.array(rows, dtype=np.float64)
 
 
 def _lines(path: Path) -> list[str]:

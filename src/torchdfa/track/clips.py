@@ -11,7 +11,7 @@ import numpy as np
 from torchdfa.errors import UsageError
 from torchdfa.track import table
 from torchdfa.track.boxes import Boxes, enclosing
-from torchdfa.track.boxfile import read_rows, read_times, require_finite
+from torchdfa.track.boxfile import read_rows, read_times
 from torchdfa.track.sequences import Sequence, frame_files, read_target
 
 _COLUMNS = {4: "x,y,w,h", 6: "frame,x,y,w,h,lost as in TLP", 8: "a polygon"}
@@ -30,9 +30,7 @@ def read_clip(folder: Path) -> Sequence:
     if truth is None:
         raise UsageError(f"{folder} holds no groundtruth_rect.txt or groundtruth.txt")
     images = frame_files(folder)
-    rows = read_rows(truth, _COLUMNS)
-    if rows.shape[1] != 8:
-        require_finite(truth, rows)
+    rows = read_rows(truth, _COLUMNS, gaps=(8,))
     boxes, seen = _boxes(rows)
     if len(boxes) != len(images):
         raise UsageError(f"{folder} has {len(images)} images but {len(boxes)} boxes")

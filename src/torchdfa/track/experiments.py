@@ -53,6 +53,7 @@ class Experiment:
     frames: int | None = None
     missing: str = "error"
     forced: bool = False
+    truncate: bool = False
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 2:
@@ -93,7 +94,10 @@ def run(
     hours: float | None = None,
 ) -> Iterator[runner.Outcome]:  # fmt: skip
     """Run what is not done yet; yields an outcome for each tracker and sequence."""
-    data = OTB(experiment.data, experiment.version, sequences=experiment.sequences, missing=experiment.missing)
+    data = OTB(
+        experiment.data, experiment.version, sequences=experiment.sequences, missing=experiment.missing,
+        truncate=experiment.truncate,
+    )  # fmt: skip
     origin = _weights_record(experiment.weights)
     configs = {experiment.folder / name: config for name, config in experiment.configs().items()}
     if experiment.forced:

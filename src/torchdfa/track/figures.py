@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence as Seq
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torchdfa.errors import UsageError
 from torchdfa.track import table
 from torchdfa.track.protocols import DISTANCES, OVERLAPS
-from torchdfa.track.reporting import Arm, arms
+from torchdfa.track.reporting import Arm, arms, condition
 from torchdfa.track.scoring import Scores
 from torchdfa.train import runs
 from torchdfa.train.csvfile import to_csv
@@ -32,19 +33,19 @@ PLOTS = {
 
 def one_pass(scores: Seq[Scores], out: Path) -> list[Path]:
     """success.png and precision.png of all trackers, best first in the legend, and their CSV files."""
+    title = _title(scores)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in PLOTS:
         with drawn(out / f"{kind}.png", (6.4, 4.8)) as figure:
-            _curves(figure.subplots(), kind, scores, _title(scores))
+            _curves(figure.subplots(), kind, scores, title)
         written += [out / f"{kind}.png", _csv(out / f"{kind}.csv", kind, scores)]
     return written
 
 
 def _title(scores: Seq[Scores]) -> str:
-    first = scores[0]
-    counts = sorted({len(s.sequences) for s in scores})
-    return f"one-pass evaluation, {first.version}, {'/'.join(map(str, counts))} sequences, protocol {first.protocol}"
+    counts = "/".join(map(str, sorted({len(s.sequences) for s in scores})))
+    return f"one-pass evaluation, {condition(scores)}, {counts} sequences, protocol {scores[0].protocol}"
 
 
 def _curves(axes: Axes, kind: str, scores: Seq[Scores], title: str) -> None:
@@ -100,25 +101,34 @@ def figure6(scores: Seq[Scores], out: Path) -> list[Path]:
         raise UsageError(
             "Figure 6 needs two rules at one batch size: results named such as bp-b128-s0 and bdfa-b128-s0"
         )
+    title, colours = _title([s for arm in found for s in arm.scores]), _colours(found)
     out.mkdir(parents=True, exist_ok=True)
     with drawn(out / "figure6.png", (3.6 * len(batches) + 0.6, 6.6)) as figure:
         grid = figure.subplots(2, len(batches), squeeze=False, sharey="row")
         for row, kind in enumerate(("precision", "success")):
             for axes, batch in zip(grid[row], batches, strict=True):
-                _arms(axes, kind, [arm for arm in found if arm.batch == batch], f"batch {batch}")
-        title = f"Online learning of MDNet's head by rule (cf. Figure 6); {_title(scores)}"
+                _arms(axes, kind, [arm for arm in found if arm.batch == batch], f"batch {batch}", colours)
+        title = f"Online learning of MDNet's head by rule (cf. Figure 6); {title}"
         figure.suptitle(textwrap.fill(title, 50 * len(batches)), fontsize=9)
     runs.write(out / "figure6.csv", to_csv(_HEADER, _rows(found)))
     return [out / "figure6.png", out / "figure6.csv"]
 
 
-def _arms(axes: Axes, kind: str, found: Seq[Arm], title: str) -> None:
+def _colours(found: Seq[Arm]) -> dict[str, str]:
+    """One for each rule with its options, the same at every batch size; plain rules have their own."""
+    rules = sorted({arm.rule for arm in found})
+    free = itertools.cycle([c for c in _LINES if c not in {_RULES.get(rule) for rule in rules}])
+    return {rule: _RULES.get(rule) or next(free) for rule in rules}
+
+
+def _arms(axes: Axes, kind: str, found: Seq[Arm], title: str, colours: dict[str, str]) -> None:
     x, x_label, y_label, measure = PLOTS[kind]
     for arm in found:
         curve, band = _mean(arm, kind)
         mean, std = arm.mean_and_std(measure)
         spread = f" ± {std:.3f}, {len(arm.scores)} seeds" if std is not None else ""
-        colour = _RULES.get(arm.rule.split("-")[0], "#332288")
+        spread += f", {len(arm.by_sequence())} sequences" if arm.left_out else ""
+        colour = colours[arm.rule]
         axes.plot(x, curve, color=colour, linewidth=1.8, label=f"{arm.rule} [{mean:.3f}{spread}]")
         if len(arm.scores) > 1:
             axes.fill_between(x, curve - band, curve + band, color=colour, alpha=0.18, linewidth=0)

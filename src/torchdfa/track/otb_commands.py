@@ -54,6 +54,7 @@ def otb_run(
     sequences: Sequences = None,
     frames: Annotated[int | None, Flag(help="only so many first frames of each sequence")] = None,
     missing: Missing = "error",
+    truncate: Truncate = False,
     forced: Annotated[
         bool, Flag("--forced", help="same crops around the truth for all: compares learning alone")
     ] = False,
@@ -84,6 +85,7 @@ def otb_run(
     experiment = Experiment(
         data, out, weights, set_, None if sequences is None else tuple(names(sequences)), tuple(names(rule)),
         numbers("--batch", batch), numbers("--seeds", seeds), preset, tuple(options.items()), frames, missing, forced,
+        truncate,
     )  # fmt: skip
     if weights is None:
         note("no --weights: untrained features")
@@ -134,10 +136,10 @@ def otb_plot(
     missing: Missing = "error",
     truncate: Truncate = False,
     figure6: Annotated[
-        bool, Flag("--figure6", help="only Figure 6: rules by batch size with bands over seeds")
+        bool, Flag("--figure6", help="rules by batch size with bands over seeds, instead of the other plots")
     ] = False,
 ) -> None:
-    """Draw success and precision plots, attributes, and Figure 6 where the results are of several rules."""
+    """Draw success and precision plots and those of each attribute; or, with --figure6, Figure 6 alone."""
     from torchdfa.track import figures
 
     scores = _scores(found, data, set_, sequences, protocol, missing, truncate)
@@ -155,11 +157,12 @@ def otb_play(
     data: Data,
     out: Annotated[Path, Flag(help="folder for frames, or .mp4, .avi")] = Path("played"),
     frames: Annotated[int | None, Flag(help="stop after so many")] = None,
+    truncate: Truncate = False,
 ) -> None:
     """Draw stored results of several trackers, and the truth in white, into the frames of a sequence."""
     from torchdfa.track.playback import play
 
-    print(f"{play(sequence, found, data, out, frames)} frames: {out}")
+    print(f"{play(sequence, found, data, out, frames, truncate=truncate)} frames: {out}")
 
 
 @otb.command("convert")
@@ -172,7 +175,7 @@ def otb_convert(
     from torchdfa.track import reporting, results
 
     for folder in reporting.tracker_folders(found):
-        print(results.write(out, results.read(folder), to))
+        print(results.convert(folder, out, to))
 
 
 @otb.command("demo")

@@ -14,9 +14,11 @@ from torchdfa.track.reporting import tracker_folders
 from torchdfa.track.sequences import OTB
 
 
-def play(name: str, folders: Seq[Path], data: Path, out: Path, frames: int | None = None) -> int:
+def play(
+    name: str, folders: Seq[Path], data: Path, out: Path, frames: int | None = None, *, truncate: bool = False
+) -> int:
     """Draw into the frames of one sequence; returns their number. UsageError where a tracker has no result of it."""
-    sequence = OTB(data, sequences=[name]).sequences.popitem()[1]
+    sequence = OTB(data, sequences=[name], truncate=truncate).sequences.popitem()[1]
     if not sequence.images:
         raise UsageError(f"{data} holds no images to draw into; --data must be a folder of sequences")
     found = [results.read(folder) for folder in tracker_folders(folders)]

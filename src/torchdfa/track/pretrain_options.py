@@ -9,6 +9,9 @@ from torchdfa.errors import UsageError
 from torchdfa.track.lrn import NORMS
 from torchdfa.track.mdnet import CROP
 
+# Settings that do not decide what is learnt but for rounding: a run goes on with others.
+MACHINE = ("precision", "device", "threads")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:

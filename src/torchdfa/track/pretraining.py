@@ -25,7 +25,7 @@ from torchdfa.track.crops import crop, prepared
 from torchdfa.track.frames import pixels
 from torchdfa.track.lrn import NORMS
 from torchdfa.track.mdnet import CROP, VGGM, MDNet, initialise_
-from torchdfa.track.pretrain_options import PretrainConfig
+from torchdfa.track.pretrain_options import MACHINE, PretrainConfig
 from torchdfa.track.samples import Spread, draw_overlapping
 from torchdfa.track.sequences import Sequence
 from torchdfa.track.stopping import TrackingStopped
@@ -124,16 +124,26 @@ class Pretraining:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken; UsageError where its settings or clips are others."""
-        mine = self.state()
-        for key in ("settings", "clips"):
-            if state[key] != mine[key]:
-                raise UsageError(f"the checkpoint has other {key} ({state[key]}); take another --out")
+        _require_same(self.config, self.clips, state, "the checkpoint")
         try:
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
         except Exception as error:  # any part may have been changed to anything
             raise UsageError(f"the checkpoint does not fit its run and is not used ({error})") from None
+
+
+def _require_same(config: PretrainConfig, clips: Seq[Sequence], found: dict[str, Any], what: str) -> None:
+    """UsageError where a checkpoint or config.json is of another pretraining; it may be of another machine."""
+    mine, theirs = config.to_dict(), found.get("settings")
+    if not isinstance(theirs, dict) or not isinstance(found.get("clips"), (dict, list)):
+        raise UsageError(f"{what} is damaged: it names no settings and clips; take another --out")
+    decisive = [key for key in mine if key not in MACHINE]
+    others = [f"{key} {theirs.get(key)}, not {mine[key]}" for key in decisive if theirs.get(key) != mine[key]]
+    if others:
+        raise UsageError(f"{what} has other settings ({'; '.join(others)}); take another --out")
+    if list(found["clips"]) != [clip.name for clip in clips]:
+        raise UsageError(f"{what} has other clips ({', '.join(map(str, found['clips']))}); take another --out")
 
 
 def _network(config: PretrainConfig, branches: int, features: VGGM | None, sizes: dict[str, int]) -> MDNet:
@@ -157,16 +167,17 @@ def pretrain(
 ) -> Path:
     """Pretrain on the clips under ``roots`` and write ``out``/weights.safetensors; returns its path.
 
-    Goes on from ``out``/checkpoint.pt where that stands, and does nothing where the weights do. ``show`` is called
-    after each step. Raises TrackingStopped after saving, at Ctrl-C, SIGTERM or ``deadline`` (Unix time).
+    Goes on from ``out``/checkpoint.pt where that stands, and does nothing where the weights do; UsageError where
+    either is of other settings or clips. ``show`` is called after each step. Raises TrackingStopped after saving, at
+    Ctrl-C, SIGTERM or ``deadline`` (Unix time).
     """
-    config, out = config or PretrainConfig(), Path(out)
+    config, out, clips = config or PretrainConfig(), Path(out), find_clips([Path(root) for root in roots])
     if (out / WEIGHTS).is_file():
-        return out / WEIGHTS
+        return _finished(out, config, clips)
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    run = Pretraining(config, find_clips([Path(root) for root in roots]))
+    run = Pretraining(config, clips)
     with runs.hold(out), StopSignals(deadline) as signals:
         if (out / runs.CHECKPOINT).is_file():
             run.restore(checkpoint.load(out / runs.CHECKPOINT, _STATE))
@@ -175,6 +186,14 @@ def pretrain(
             _write_config(out, run)
         _fit(run, out, signals, show, seconds_between_checkpoints)
     return _finish(run, out)
+
+
+def _finished(out: Path, config: PretrainConfig, clips: Seq[Sequence]) -> Path:
+    described = out / runs.CONFIG
+    if not described.is_file():
+        raise UsageError(f"{out} holds weights without the {runs.CONFIG} of their pretraining; take another --out")
+    _require_same(config, clips, runs.read_json(described), f"the finished pretraining in {out}")
+    return out / WEIGHTS
 
 
 def _fit(run: Pretraining, out: Path, signals: StopSignals, show: Callable[..., None], seconds: float) -> None:

@@ -6,25 +6,31 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchdfa.errors import UsageError
 from torchdfa.track import bootstrap, results, table
+from torchdfa.track.options import PRESETS
 from torchdfa.track.scoring import Scores, evaluate, markdown
 from torchdfa.track.sequences import OTB
 from torchdfa.train import runs
 
-_NAME = re.compile(r"^(?P<arm>(?P<rule>.+)-b(?P<batch>\d+))-s(?P<seed>\d+)$")
+# As experiments.name_of writes them; the preset stands last before the batch.
+_NAME = re.compile(rf"^(?P<arm>(?P<rule>.+?(?:-(?P<preset>{'|'.join(PRESETS)}))?)-b(?P<batch>\d+))-s(?P<seed>\d+)$")
 
 
 @dataclass
 class Arm:
-    """Trackers that differ in their seed alone."""
+    """Trackers that differ in their seed alone, scored over the sequences that all of them have.
+
+    ``left_out`` counts the sequences that only some of them have: a mean of seeds is over the same sequences.
+    """
 
     name: str
-    scores: list[Scores] = field(default_factory=list)
+    scores: list[Scores]
+    left_out: int = 0
 
     @property
     def rule(self) -> str:
@@ -32,14 +38,19 @@ class Arm:
         return found["rule"] if found else self.name
 
     @property
+    def preset(self) -> str | None:
+        found = _NAME.match(f"{self.name}-s0")
+        return found["preset"] if found else None
+
+    @property
     def batch(self) -> int | None:
         found = _NAME.match(f"{self.name}-s0")
         return int(found["batch"]) if found else None
 
     def by_sequence(self, measure: str = "auc") -> dict[str, float]:
-        """Mean over seeds of one measure of each sequence that all of them have."""
-        names = set.intersection(*(set(s.sequences) for s in self.scores))
-        return {n: statistics.fmean(getattr(s.sequences[n], measure) for s in self.scores) for n in sorted(names)}
+        """Mean over seeds of one measure of each sequence."""
+        names = sorted(self.scores[0].sequences)
+        return {n: statistics.fmean(getattr(s.sequences[n], measure) for s in self.scores) for n in names}
 
     def mean_and_std(self, measure: str) -> tuple[float, float | None]:
         values = [getattr(s, measure) for s in self.scores]
@@ -91,26 +102,36 @@ def _as_run(folder: Path, data: OTB) -> OTB:
 
 def arms(scores: Seq[Scores]) -> list[Arm]:
     """Seeds gathered; larger batches first."""
-    found: dict[str, Arm] = {}
+    found: dict[str, list[Scores]] = defaultdict(list)
     for s in scores:
         match = _NAME.match(s.tracker)
-        name = match["arm"] if match else s.tracker
-        found.setdefault(name, Arm(name)).scores.append(s)
-    return sorted(found.values(), key=lambda arm: (-(arm.batch or 0), arm.rule != "bp", arm.rule))
+        found[match["arm"] if match else s.tracker].append(s)
+    gathered = [_arm(name, seeds) for name, seeds in found.items()]
+    return sorted(gathered, key=lambda arm: (-(arm.batch or 0), arm.rule.partition("-")[0] != "bp", arm.rule))
+
+
+def _arm(name: str, seeds: Seq[Scores]) -> Arm:
+    each = [set(s.sequences) for s in seeds]
+    shared = set.intersection(*each)
+    if not shared:
+        raise UsageError(f"the seeds of {name} have no sequence in common; report them apart, or run what they lack")
+    return Arm(name, [s.over(shared) for s in seeds], len(set.union(*each) - shared))
+
+
+def condition(scores: Seq[Scores]) -> str:
+    """The set and condition that all of them are of; UsageError where they differ, as then they cannot be compared."""
+    found = {s.version: s.tracker for s in reversed(scores)}
+    if len(found) > 1:
+        seen = "; ".join(f"{tracker} on {version}" for version, tracker in reversed(found.items()))
+        raise UsageError(f"results of different conditions cannot stand together ({seen}); report and plot each apart")
+    return next(iter(found))
 
 
 def pairs(found: Seq[Arm]) -> dict[str, tuple[Arm, Arm]]:
-    """Each rule against bp of the same batch size."""
-    by_batch: dict[int | None, list[Arm]] = defaultdict(list)
-    for arm in found:
-        by_batch[arm.batch].append(arm)
-    chosen = {}
-    for batch, group in by_batch.items():
-        plain = next((arm for arm in group if arm.rule == "bp"), None)
-        for arm in group if batch is not None and plain is not None else ():
-            if plain is not None and arm is not plain:
-                chosen[f"{arm.name} - {plain.name}"] = (arm, plain)
-    return chosen
+    """Each rule against bp of the same preset and batch size."""
+    plain = {(arm.batch, arm.preset): arm for arm in found if arm.rule.partition("-")[0] == "bp"}
+    compared = [(arm, plain.get((arm.batch, arm.preset))) for arm in found if arm.batch is not None]
+    return {f"{arm.name} - {bp.name}": (arm, bp) for arm, bp in compared if bp is not None and arm is not bp}
 
 
 def comparisons(found: Seq[Arm], measure: str = "auc") -> dict[str, bootstrap.Comparison]:
@@ -127,7 +148,9 @@ def comparisons(found: Seq[Arm], measure: str = "auc") -> dict[str, bootstrap.Co
 def text(scores: Seq[Scores]) -> str:
     """Everything as Markdown: trackers, seeds together, comparisons, attributes."""
     found = arms(scores)
-    parts = [f"{' / '.join(dict.fromkeys(s.version for s in scores))}:", markdown(list(scores))]
+    parts = [f"{condition(scores)}:", markdown(list(scores))]
+    cut = [f"of {s.tracker}'s {name} {n} of {of} frames" for s in scores for name, (n, of) in s.cut.items()]
+    parts += [f"Truncated: {', '.join(cut)} counted."] if cut else []
     if any(len(arm.scores) > 1 for arm in found):
         parts.append(_seeds(found))
     compared = comparisons(found)
@@ -140,14 +163,16 @@ def text(scores: Seq[Scores]) -> str:
 
 
 def _seeds(found: Seq[Arm]) -> str:
-    rows = ["| tracker | seeds | success AUC | precision@20 |", "|---|---|---|---|"]
+    rows = ["| tracker | seeds | sequences | success AUC | precision@20 |", "|---|---|---|---|---|"]
     for arm in found:
         figures = []
         for measure in ("auc", "precision20"):
             mean, std = arm.mean_and_std(measure)
             figures.append(f"{mean:.3f}" + (f" ± {std:.3f}" if std is not None else ""))
-        rows.append(f"| {arm.name} | {len(arm.scores)} | {' | '.join(figures)} |")
-    return "\n".join(rows)
+        rows.append(f"| {arm.name} | {len(arm.scores)} | {len(arm.by_sequence())} | {' | '.join(figures)} |")
+    partial = [f"{arm.left_out} of {arm.name}" for arm in found if arm.left_out]
+    said = f"\n\nOver the sequences that all seeds have; left out: {', '.join(partial)}." if partial else ""
+    return "\n".join(rows) + said
 
 
 def _attributes(scores: Seq[Scores]) -> str:

@@ -137,6 +137,16 @@ def write(root: Path, found: Results, layout: str = "got10k") -> Path:
     return folder
 
 
+def convert(folder: Path, root: Path, layout: str) -> Path:
+    """A tracker's results in another layout, with its config.json: reports have the condition of the run from there."""
+    if (root / folder.name).resolve() == folder.resolve():
+        raise UsageError(f"{root / folder.name} holds the results themselves; take another --out")
+    place = write(root, read(folder), layout)
+    if (folder / runs.CONFIG).is_file():
+        runs.write(place / runs.CONFIG, (folder / runs.CONFIG).read_bytes())
+    return place
+
+
 def write_one(
     folder: Path, name: str, boxes: Boxes, times: NDArray[np.float64] | None = None, layout: str = "got10k"
 ) -> None:

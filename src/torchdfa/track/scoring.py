@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ _OTHER_LENGTHS = {"Board": 1, "Twinnings": 1}
 
 @dataclass(frozen=True)
 class Scores(CurveFigures):
-    """One tracker over the ``wanted`` sequences of a set; every sequence counts the same, however long it is."""
+    """One tracker over sequences of a set of ``wanted``; every sequence counts the same, however long it is."""
 
     tracker: str
     protocol: str
@@ -33,6 +33,7 @@ class Scores(CurveFigures):
     seconds: float = 0.0  # over all frames that have times
     timed_frames: int = 0
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)  # of each sequence
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)  # frames that counted, of all, where truncated
 
     @property
     def success(self) -> NDArray[np.float64]:
@@ -63,8 +64,13 @@ class Scores(CurveFigures):
 
     def with_attribute(self, attribute: str) -> Scores | None:
         """The same over the sequences that have an attribute; None where none has."""
-        chosen = {n: c for n, c in self.sequences.items() if attribute in self.attributes.get(n, ())}
-        return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen)) if chosen else None
+        chosen = [n for n in self.sequences if attribute in self.attributes.get(n, ())]
+        return self.over(chosen) if chosen else None
+
+    def over(self, names: Collection[str]) -> Scores:
+        """The same over some of its sequences alone, without speeds."""
+        chosen = {n: c for n, c in self.sequences.items() if n in names}
+        return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen))
 
     def to_dict(self) -> dict[str, Any]:
         """The layout of got10k's performance.json, with the protocol and what else is known."""
@@ -85,6 +91,8 @@ class Scores(CurveFigures):
             "results_that_were_no_box": self.repaired,
             "attributes": {a: [s.auc, s.precision20] for a in table.ATTRIBUTES if (s := self.with_attribute(a))},
         }
+        if self.cut:
+            overall["frames_of_cut_sequences"] = {name: list(counts) for name, counts in self.cut.items()}
         return {"overall": overall, "seq_wise": {n: self._of_sequence(n, c) for n, c in self.sequences.items()}}
 
     def _of_sequence(self, name: str, c: Curves) -> dict[str, Any]:
@@ -112,14 +120,15 @@ def evaluate(
 
     Args:
         missing: ``"error"`` or ``"skip"`` sequences without a result; the scores say n of N.
-        truncate: where a result and the truth differ in length, score as many frames as both have.
+        truncate: where a result and the truth differ in length, score as many frames as both have; ``cut`` of the
+            scores counts them. Short results are padded where the protocol does so (pytracking).
 
     Raises:
         UsageError: for a missing result, a wrong number of rows, or values that the protocol refuses.
     """
     sequences = dict(data.sequences if isinstance(data, OTB) else data)
     version = data.version if isinstance(data, OTB) else "chosen sequences"
-    wanted = len(data.wanted) if isinstance(data, OTB) else len(sequences)
+    wanted = data.size if isinstance(data, OTB) else len(sequences)
     absent = [name for name in sequences if name not in found.boxes]
     if absent and (missing == "error" or len(absent) == len(sequences)):
         raise UsageError(
@@ -129,6 +138,7 @@ def evaluate(
         )
     chosen = [sequences[name] for name in sequences if name in found.boxes]
     scored = {s.name: _score(found, s, rules, truncate) for s in chosen}
+    lengths = {s.name: max(len(_counted(found, s)), len(s)) for s in chosen} if truncate else {}
     times = {s.name: t[t > 0] for s in chosen if (t := found.times.get(s.name)) is not None and (t > 0).any()}
     return Scores(
         found.tracker,
@@ -140,16 +150,22 @@ def evaluate(
         float(sum(t.sum() for t in times.values())),
         sum(len(t) for t in times.values()),
         {s.name: s.attributes for s in chosen},
+        {name: (scored[name].frames, n) for name, n in lengths.items() if scored[name].frames < n},
     )
 
 
 def _score(found: Results, sequence: Sequence, rules: str, truncate: bool) -> Curves:
-    result, truth = found.boxes[sequence.name], sequence.boxes
-    if sequence.omitted and len(result) == len(truth) + sequence.omitted:
-        result = result[sequence.omitted :]
-    if truncate or abs(len(result) - len(truth)) <= _OTHER_LENGTHS.get(sequence.name, 0):
+    result, truth = _counted(found, sequence), sequence.boxes
+    padded = protocol(rules).pads and len(result) < len(truth)
+    if (truncate and not padded) or abs(len(result) - len(truth)) <= _OTHER_LENGTHS.get(sequence.name, 0):
         result, truth = _shorter(result, truth)
     return curves(result, truth, rules, name=f"{found.tracker}'s result of {sequence.name}")
+
+
+def _counted(found: Results, sequence: Sequence) -> Boxes:
+    """A tracker's boxes of a sequence, without those of frames that are left out."""
+    result = found.boxes[sequence.name]
+    return result[sequence.omitted :] if len(result) == len(sequence) + sequence.omitted else result
 
 
 def _shorter(result: Boxes, truth: Boxes) -> tuple[Boxes, Boxes]:

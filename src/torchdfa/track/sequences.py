@@ -19,6 +19,8 @@ from torchdfa.train.photos import SUFFIXES
 
 # Copies of these two differ by one line or image at the end.
 _OFF_BY_ONE = ("Board", "Twinnings")
+# Of these alone some copies have ground truth of frames that do not count, too.
+_ALL_IN_TRUTH = ("Tiger1", "Football1", "Freeman3", "Freeman4", "Diving")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class OTB:
         truncate: bool = False,
         omit: bool = True,
     ) -> None:
-        self.root, self.version = Path(root), version
+        self.root, self.version, self._set = Path(root), version, version
         if missing not in ("error", "skip"):
             raise UsageError(f'missing={missing!r} must be "error" or "skip"')
         self.wanted = _wanted(version, sequences)
@@ -81,6 +83,11 @@ class OTB:
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @property
+    def size(self) -> int:
+        """Targets of the whole set, however many of them were asked for or are there."""
+        return len(table.names(self._set))
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self.sequences.values())
@@ -159,8 +166,9 @@ def read_target(folder: Path, target: table.Target, *, truncate: bool = False, o
     boxes = read_boxes(_ground_truth(folder, target))
     omitted = (target.first or 1) - 1 if _omits(target) and omit else 0
     first = None if _omits(target) and not omit else target.first
-    # By file name, not by place: some copies ship only the frames that count.
-    kept = [k for k, image in enumerate(images) if _counts(image, first, target.last)]
+    kept = list(range(len(images)))
+    if not _only_those_that_count(target, first, len(images), len(boxes)):
+        kept = [k for k, image in enumerate(images) if _counts(image, first, target.last)]
     if len(boxes) == len(images):
         boxes = boxes[kept]
     images = [images[k] for k in kept]
@@ -169,6 +177,13 @@ def read_target(folder: Path, target: table.Target, *, truncate: bool = False, o
     if abs(len(images) - len(boxes)) == 1 and target.name in _OFF_BY_ONE:
         truncate = True
     return _paired(folder, Sequence(target.name, tuple(images), boxes, target.attributes, omitted), truncate)
+
+
+def _only_those_that_count(target: table.Target, first: int | None, images: int, boxes: int) -> bool:
+    """Whether a copy has no other frames; its files may be numbered anew from 1, so their numbers cannot tell."""
+    if target.last is not None and images == target.last - (first or 1) + 1:
+        return True
+    return images <= boxes and target.name not in _ALL_IN_TRUTH
 
 
 def _counts(image: Path, first: int | None, last: int | None) -> bool:
@@ -206,14 +221,20 @@ def _paired(folder: Path, sequence: Sequence, truncate: bool) -> Sequence:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The images of a folder of frames in the order of their names; UsageError where there are none."""
+    """The images of a folder of frames in the order of their numbers; UsageError where there are none."""
     for inside in ("img", "color", "."):
         place = folder / inside
         if place.is_dir():
-            images = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+            images = sorted((p for p in place.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
             if images:
                 return images
     raise UsageError(f"{folder} holds no images: they should lie in {folder / 'img'} or in the folder itself")
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """frame2 comes before frame10; the name itself decides between 2 and 02."""
+    parts = re.split(r"(\d+)", path.stem)  # text and numbers in turns
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)], path.name
 
 
 def _ground_truth(folder: Path, target: table.Target | None) -> Path:

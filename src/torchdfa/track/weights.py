@@ -107,9 +107,16 @@ def load(path: str | Path, *, norm: str | None = None, seed: int = 0) -> Weights
             raise UsageError(f"{path} does not tell its response norm; pass --norm (norm=): {', '.join(NORMS)}")
         found.norm = NORMS[norm]
     if norm is not None and found.norm != NORMS[norm]:
-        raise UsageError(f"{path} was trained with the norm {found.norm}, and {norm!r} is {NORMS[norm]}; leave it out")
+        raise UsageError(
+            f"{path} was trained with the norm {found.norm}, and {norm!r} is {NORMS[norm]}; {_way(found.norm)}"
+        )
     _check(path, found.tensors)
     return Weights(_completed(found.tensors, found.norm, seed), found.norm, found.origin, found.record)
+
+
+def _way(norm: Norm) -> str:
+    named = [f"pass --norm {name} (norm={name!r})" for name, value in NORMS.items() if value == norm]
+    return named[0] if named else "that norm has no name here: load it without norm="
 
 
 @dataclass

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchdfa.errors import UsageError
+from torchdfa.track import figures, reporting, results
+from torchdfa.track.results import Results
+from torchdfa.track.sequences import OTB
+from torchdfa.train import runs
+from track.folders import make, table
+
+NAMES = ("Dog", "Girl", "Bolt", "Deer")
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name in NAMES:
+        make(tmp_path / "otb", name, 1, 5, 5)
+    return OTB(tmp_path / "otb", missing="skip")
+
+
+def write(root, tracker, data, *, off=0.0, names=NAMES, config=None):
+    boxes = {name: data[name].boxes + np.array([off, 0, 0, 0]) for name in names}
+    folder = results.write(root, Results(tracker, boxes))
+    if config is not None:
+        runs.write_json(folder / runs.CONFIG, {"format": runs.FORMAT, **config})
+    return folder
+
+
+@pytest.fixture
+def unfinished(data, tmp_path):
+    """Seed 1 of bp has one of the four sequences, on which both seeds do better than on the others."""
+    root = tmp_path / "r"
+    folder = write(root, "bp-b32-s0", data, off=1.0)
+    results.write_one(folder, "Dog", data["Dog"].boxes)
+    write(root, "bp-b32-s1", data, names=("Dog",))
+    write(root, "bdfa-b32-s0", data, off=1.0)
+    return reporting.score_all([root], data, missing="skip")
+
+
+def test_seeds_are_averaged_over_the_sequences_that_all_of_them_have(unfinished, tmp_path):
+    bp, bdfa = reporting.arms(unfinished)
+    assert bp.mean_and_std("auc") == (20 / 21, 0.0), "Dog alone, in both seeds"
+    assert (list(bp.by_sequence()), bp.left_out) == (["Dog"], 3)
+    assert (len(bdfa.by_sequence()), bdfa.left_out) == (4, 0)
+    text = reporting.text(unfinished)
+    assert "| bp-b32 | 2 | 1 | 0.952 ± 0.000 |" in text
+    assert "Over the sequences that all seeds have; left out: 3 of bp-b32." in text
+    rows = table(figures.figure6(unfinished, tmp_path)[1])
+    (row,) = (r for r in rows if (r["rule"], r["plot"], r["threshold"]) == ("bp", "success", "0.5"))
+    assert (float(row["mean"]), float(row["std"]), row["sequences"]) == (1.0, 0.0, "1")
+
+
+def test_seeds_without_a_common_sequence_are_refused(data, tmp_path):
+    write(tmp_path / "r", "bp-b32-s0", data, names=("Dog",))
+    write(tmp_path / "r", "bp-b32-s1", data, names=("Girl",))
+    with pytest.raises(UsageError, match="seeds of bp-b32 have no sequence in common"):
+        reporting.text(reporting.score_all([tmp_path / "r"], data, missing="skip"))
+
+
+def test_conditions_are_not_mixed_in_one_table_or_plot(data, tmp_path):
+    write(tmp_path / "a", "bp-b32-s0", data, config={"frames": None, "forced": False})
+    write(tmp_path / "b", "bdfa-b32-s0", data, config={"frames": None, "forced": True})
+    scores = reporting.score_all([tmp_path / "a", tmp_path / "b"], data)
+    for use in (reporting.text, *(lambda s, plot=plot: plot(s, tmp_path / "p")
+                                  for plot in (figures.one_pass, figures.figure6))):  # fmt: skip
+        with pytest.raises(UsageError, match=r"bp-b32-s0 on OTB-100; bdfa-b32-s0 on OTB-100, cand.*apart"):
+            use(scores)
+    assert not (tmp_path / "p").exists()
+
+
+def test_rules_are_compared_with_bp_of_the_same_preset(data, tmp_path):
+    for rule in ("bp", "bdfa", "bdfa-random", "bp-paper", "bdfa-paper", "bdfa-match-paper"):
+        write(tmp_path / "r", f"{rule}-b32-s0", data)
+    write(tmp_path / "r", "dfa-paper-b8-s0", data)
+    found = reporting.arms(reporting.score_all([tmp_path / "r"], data))
+    assert set(reporting.pairs(found)) == {
+        "bdfa-b32 - bp-b32", "bdfa-random-b32 - bp-b32", "bdfa-paper-b32 - bp-paper-b32",
+        "bdfa-match-paper-b32 - bp-paper-b32",
+    }  # fmt: skip
+    assert found[0].name == "bp-b32"
+
+
+def test_every_rule_of_figure_6_has_a_colour_of_its_own(data, tmp_path, monkeypatch):
+    for rule in ("bp", "bdfa", "bdfa-random", "bdfa-after"):
+        write(tmp_path / "r", f"{rule}-b32-s0", data)
+        write(tmp_path / "r", f"{rule}-b8-s0", data)
+    drawn: dict[str, set[str]] = {}
+    plot = figures.Axes.plot
+
+    def seen(self, *args, **options):
+        drawn.setdefault(options["label"].partition(" ")[0], set()).add(options["color"])
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(figures.Axes, "plot", seen)
+    figures.figure6(reporting.score_all([tmp_path / "r"], data), tmp_path)
+    assert all(len(colours) == 1 for colours in drawn.values()), "at every batch size the same"
+    assert len(set.union(*drawn.values())) == 4
+
+
+@pytest.mark.parametrize("layout", results.LAYOUTS)
+def test_converted_results_stay_of_their_condition(data, tmp_path, layout):
+    folder = write(tmp_path / "a", "bp-b32-s0", data, config={"frames": 5, "forced": True})
+    results.convert(folder, tmp_path / "b", layout)
+    (score,) = reporting.score_all([tmp_path / "b"], data)
+    assert "first 5 frames" in score.version
+    assert "forced" in score.version
+    assert score.auc == 20 / 21
+
+
+def test_results_are_not_converted_onto_themselves(data, tmp_path):
+    folder = write(tmp_path / "a", "bp-b32-s0", data)
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(UsageError, match="another --out"):
+        results.convert(folder, tmp_path / "a", "otb")
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_chosen_sequences_are_counted_of_the_whole_set(data, tmp_path):
+    write(tmp_path / "r", "bp-b32-s0", data)
+    chosen = OTB(data.root, "OTB-2013", sequences=["Bolt"])
+    (score,) = reporting.score_all([tmp_path / "r"], chosen)
+    assert "| 1 of 51 | otb |" in reporting.text([score])
+
+
+def test_a_report_says_how_many_frames_counted(data, tmp_path):
+    folder = write(tmp_path / "r", "bp-b32-s0", data)
+    results.write_one(folder, "Dog", data["Dog"].boxes[:3])
+    text = reporting.text(reporting.score_all([tmp_path / "r"], data, truncate=True))
+    assert "Truncated: of bp-b32-s0's Dog 3 of 5 frames counted." in text
