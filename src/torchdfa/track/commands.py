@@ -58,7 +58,7 @@ def track(
     out: Annotated[
         str, Flag(help="folder of boxes and summary; or a video file, with the folder beside it")
     ] = "tracked",
-    video: Annotated[Path | None, Flag(help="annotated copy: .mp4, .avi, or a folder of frames")] = None,
+    video: Annotated[Path | None, Flag(help="annotated copy: a new .mp4 or .avi, or a new folder of frames")] = None,
 ) -> None:
     """Track a target through a video with MDNet, its head learning online by one rule, or several side by side."""
     from torchdfa.track import live
@@ -77,6 +77,7 @@ def track(
     if frames is not None and frames < 1:
         raise UsageError(f"--frames must be at least 1; got {frames}")
     configs = {r: preset_of(preset, batch=batch, rule=r, **options) for r in names(rule)}
+    live.check_outputs(folder, list(configs), video)
     if weights is None:
         note("no --weights: untrained features, with which targets are lost early; see 'torchdfa pretrain --help'")
     trackers = [Tracker(weights, config, name=r) for r, config in configs.items()]

@@ -27,6 +27,7 @@ from torchdfa.train.csvfile import to_csv
 from torchdfa.train.stop import ALARM, StopSignals
 
 _HEADER = ("frame", "x", "y", "w", "h", "score", "lost", "seconds")
+_SUMMARY = "summary.json"
 
 
 def parse_box(text: str) -> tuple[float, ...]:
@@ -78,8 +79,7 @@ def track(
     seconds), and summary.json. ``box`` defaults to the folder's ground truth where it has one. ``video_out``: a video
     file or a folder of annotated frames, several trackers side by side.
     """
-    if (out / "summary.json").exists():
-        raise UsageError(f"{out} holds a finished track, which is never overwritten; take another --out")
+    check_outputs(out, [t.name for t in trackers], video_out)
     truth = _truth(source)
     stream = itertools.islice(_stream(source, truth), frames)
     first = next(iter(stream), None)
@@ -101,6 +101,15 @@ def track(
     if signum:
         raise TrackingStopped(signum, out, f"stopped after {len(lines[0].rows)} frames; what was tracked is in {out}")
     return summary
+
+
+def check_outputs(out: Path, names: Seq[str], video_out: Path | None) -> None:
+    """UsageError where tracking would write over something that exists."""
+    files = [_SUMMARY, *(f"{name}{end}" for name in names for end in (".txt", ".csv"))]
+    taken = next((name for name in files if (out / name).exists()), None)
+    if taken is not None:
+        raise UsageError(f"{out} holds a track already ({taken}), which is never overwritten; take another --out")
+    video.require_free(video_out)
 
 
 def _truth(source: str) -> Sequence | None:
@@ -165,5 +174,5 @@ def _write(out: Path, lines: Seq[_Line], source: str, truth: Sequence | None, *,
         if truth is not None and len(truth) >= len(line.rows):
             figures["mean_overlap"] = round(float(overlap(line.boxes, truth.boxes[: len(line.rows)]).mean()), 4)
         summary["trackers"][t.name] = figures
-    runs.write_json(out / "summary.json", summary)
+    runs.write_json(out / _SUMMARY, summary)
     return summary
