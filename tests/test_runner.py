@@ -102,6 +102,7 @@ def test_nothing_to_do_needs_no_worker():
     "wrong, sentence",
     [
         ({"workers": 0}, "--workers must be at least 1; got 0"),
+        ({"threads": 0}, "--threads must be at least 1; got 0"),
         ({"hours": 0}, "--hours must be a positive number; got 0"),
         ({"hours": float("nan")}, "--hours must be a positive number; got nan"),
     ],

@@ -71,7 +71,7 @@ def run(
     here. `watch` is called twice a second while others work. Raises UsageError for wrong arguments and where the
     scheduler cannot be reached.
     """
-    check(workers, hours)
+    check(workers, hours, threads)
     _require_names(tasks)
     deadline = None if hours is None else time.time() + 3600 * hours
     if not tasks:
@@ -89,10 +89,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check(workers: int, hours: float | None) -> None:
+def check(workers: int, hours: float | None, threads: int | None = None) -> None:
     """UsageError where a number makes no sense; for programs that read data before they run anything."""
     if workers < 1:
         raise UsageError(f"--workers must be at least 1; got {workers}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be at least 1; got {threads}")
     if hours is not None and not 0 < hours < float("inf"):
         raise UsageError(f"--hours must be a positive number; got {hours}")
 

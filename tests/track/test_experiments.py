@@ -99,7 +99,8 @@ def test_names_say_what_differs():
 
 
 @pytest.mark.parametrize("options", [{"frames": 1}, {"rules": ()}, {"seeds": (0, 0)}, {"batches": (1,)},
-                                     {"rules": ("hebb",)}, {"sequences": ("Elephant",)}])  # fmt: skip
+                                     {"rules": ("hebb",)}, {"sequences": ("Elephant",)},
+                                     {"options": (("rule", "bp"),)}, {"options": (("batch", 8),)}])  # fmt: skip
 def test_wrong_experiments_are_refused_before_anything_runs(data, tmp_path, options):
     with pytest.raises(UsageError):
         run(experiment(data, tmp_path, **options))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -45,6 +46,24 @@ def test_two_rules_side_by_side(folder, tmp_path):
     assert sum(written["trackers"]["bp"]["time_shares"].values()) == pytest.approx(100, abs=0.5)
     with pytest.raises(UsageError, match="never overwritten"):
         live.track(str(folder), [named("bp")], out)
+
+
+@pytest.mark.parametrize("flags", [["--out", "clip.mp4"], ["--out", "new", "--video", "clip.mp4"],
+                                   ["--out", "new", "--video", "frames/img"], ["--out", "boxes"]])  # fmt: skip
+def test_the_users_own_files_stop_it_before_a_tracker_is_built(flags, folder, tmp_path, monkeypatch, capsys):
+    from torchdfa.cli import main
+    from torchdfa.track import tracker as module
+
+    shutil.copytree(folder, tmp_path / "frames")
+    (tmp_path / "clip.mp4").write_bytes(b"film")
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "boxes" / "bp.txt").write_text("mine")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "Tracker", None)
+    assert main(["track", "frames", "--rule", "bp", *flags]) == 2
+    assert "already" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_a_stop_keeps_what_was_tracked(folder, tmp_path):

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from torchdfa.cli import main
 from torchdfa.errors import UsageError
+from torchdfa.track.flags import settings
 from torchdfa.track.options import TrackerConfig, preset
 
 
@@ -43,6 +47,22 @@ def test_smaller_batches_are_mined_as_hard(batch, expected):
         ({"iterations": -1}, "iterations must be at least 0"),
         ({"precision": "int8"}, "precision must be one of"),
         ({"colour": 1}, "no option 'colour'"),
+        ({"name": "x"}, "no option 'name'"),
+        ({"preset": "paper"}, "no option 'preset'"),
+        ({"regress": "False"}, "regress must be true or false; got 'False'"),
+        ({"momentum": "abc"}, "momentum must be a number"),
+        ({"momentum": 1}, "momentum must be at least 0 and below 1"),
+        ({"clip": "abc"}, "clip must be a number"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0"),
+        ({"last": -1}, "last must be at least 0"),
+        ({"lr": float("inf")}, "lr must be a number"),
+        ({"lr": None}, "lr must be a number"),
+        ({"feedback_scale": float("inf")}, "feedback_scale must be unit"),
+        ({"regress_areas": 5}, "regress_areas must be two numbers"),
+        ({"regress_areas": [2, 1]}, "regress_areas must be two numbers"),
+        ({"threads": "two"}, "threads must be a whole number"),
+        ({"threads": -1}, "threads must be at least 1"),
+        ({"seed": 10**20}, "seed must be at least 0 and below"),
     ],
 )
 def test_a_wrong_option_is_named(options, words):
@@ -50,6 +70,47 @@ def test_a_wrong_option_is_named(options, words):
         preset("pymdnet", **options)
     with pytest.raises(UsageError, match="preset 'vital'"):
         preset("vital")
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(TrackerConfig)])
+def test_no_field_goes_unchecked(name):
+    """NaN is a value of none of them, and a number below zero neither."""
+    for wrong in (float("nan"), -1, [], {}):
+        with pytest.raises(UsageError, match=f"{name}( |\\b).*must"):
+            TrackerConfig(**{name: wrong})
+
+
+def test_flags_are_no_options():
+    assert settings(["lr=0.01", "regress=False", "clip=None", "whiten=true"], {"seed"}) == {
+        "lr": 0.01, "regress": False, "clip": None, "whiten": True,
+    }  # fmt: skip
+    for given, words in ((["seed=7"], "seed has a flag of its own"), (["lr=1", "lr=2"], "lr is given twice"),
+                         (["lr"], "name=value")):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            settings(given, {"seed"})
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["track", ".", "--rule", ""], "--rule must list each value once; got nothing"),
+        (["track", ".", "--rule", "bp,bp"], "--rule must list each value once; got bp,bp"),
+        (["track", ".", "--option", "batch=16"], "batch has a flag of its own"),
+        (["track", ".", "--option", "rule=bp"], "rule has a flag of its own"),
+        (["track", ".", "--option", "preset=paper"], "preset has a flag of its own"),
+        (["track", ".", "--option", "name=x"], "no option 'name'"),
+        (["track", ".", "--seed", "99999999999999999999"], "seed must be"),
+        (["track", ".", "--threads", "-1"], "threads must be at least 1"),
+        (["otb", "run", ".", "--option", "seed=7"], "seed has a flag of its own"),
+        (["otb", "run", ".", "--option", "rule=bp"], "rule has a flag of its own"),
+        (["pretrain", ".", "--threads", "0"], "threads must be at least 1"),
+        (["pretrain", ".", "--lr", "inf"], "lr must be a number above 0"),
+        (["pretrain", ".", "--seed", "-1"], "seed must be at least 0"),
+    ],
+)
+def test_the_commands_refuse_it_in_a_sentence(arguments, words, capsys):
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_settings_survive_json():

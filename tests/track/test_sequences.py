@@ -6,7 +6,7 @@ import pytest
 
 from torchdfa.errors import UsageError
 from torchdfa.track import table
-from torchdfa.track.sequences import OTB, frame_files, read_folder
+from torchdfa.track.sequences import OTB, frame_files
 from track.folders import make
 
 
@@ -101,15 +101,6 @@ def test_counts_that_differ_are_an_error_with_both(tmp_path):
     (folder / "groundtruth_rect.txt").unlink()
     with pytest.raises(UsageError, match="no ground truth"):
         OTB(tmp_path, sequences=["Girl"])
-
-
-def test_a_folder_of_any_name(tmp_path):
-    folder = make(tmp_path, "mine", 1, 4, 4)
-    assert read_folder(folder).name == "mine"
-    for image in (folder / "img").iterdir():
-        image.unlink()
-    with pytest.raises(UsageError, match="no images"):
-        read_folder(folder)
 
 
 def test_frames_are_in_the_order_of_their_numbers(tmp_path):

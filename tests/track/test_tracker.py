@@ -90,7 +90,7 @@ def test_no_learning_at_all_is_allowed(made):
 
 def test_the_papers_boxes_are_whole_pixels(made):
     images, boxes = made
-    found = track(tracker(preset="paper", round_boxes=True, regress=False, whiten=True), images[:3], boxes)
+    found = track(tracker(round_boxes=True, regress=False, whiten=True), images[:3], boxes)
     assert np.array_equal(found, found.round())
 
 

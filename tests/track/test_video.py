@@ -19,8 +19,23 @@ def test_a_folder_is_read_in_order_and_written_again(tmp_path):
     found = list(video.read(str(tmp_path / "out")))
     assert [int(f.mean()) for f in found] == [20, 60, 100]
     assert video.length(str(tmp_path / "out")) == 3
-    with pytest.raises(UsageError, match="holds frames already"):
+    with pytest.raises(UsageError, match="holds files already"):
         video.writer(tmp_path / "out")
+
+
+def test_nothing_that_exists_is_written_over(tmp_path):
+    """A user's video, or the folder of frames that is tracked in."""
+    (tmp_path / "keep.mp4").write_bytes(b"film")
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "img").mkdir()
+    Image.fromarray(frames()[0]).save(tmp_path / "img" / "0001.png")
+    (tmp_path / "link.avi").symlink_to(tmp_path / "gone.avi")
+    for name, words in (("keep.mp4", "exists already"), ("notes", "exists already"), ("img", "holds files already"),
+                        ("link.avi", "exists already")):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            video.writer(tmp_path / name)
+    assert (tmp_path / "keep.mp4").read_bytes() == b"film"
+    assert [p.name for p in (tmp_path / "img").iterdir()] == ["0001.png"]
 
 
 @pytest.mark.parametrize("name", ["v.avi", "v.mp4"])

@@ -58,25 +58,28 @@ def track(
     out: Annotated[
         str, Flag(help="folder of boxes and summary; or a video file, with the folder beside it")
     ] = "tracked",
-    video: Annotated[Path | None, Flag(help="annotated copy: .mp4, .avi, or a folder of frames")] = None,
+    video: Annotated[Path | None, Flag(help="annotated copy: a new .mp4 or .avi, or a new folder of frames")] = None,
 ) -> None:
     """Track a target through a video with MDNet, its head learning online by one rule, or several side by side."""
     from torchdfa.track import live
     from torchdfa.track.options import preset as preset_of
+    from torchdfa.track.ranges import each_once
     from torchdfa.track.tracker import Tracker
 
     folder, video = _outputs(out, video)
     options: dict[str, Any] = {
         "feedback": feedback, "feedback_scale": number_or_text(feedback_scale), "moment": moment, "seed": seed,
         "share_features": share_features, "device": device, "precision": precision, "threads": threads,
-        **settings(option),
     }  # fmt: skip
+    options |= settings(option, {*options, "rule", "batch", "preset"})
     first = live.parse_box(box) if box is not None else None
     if first is not None and select:
         raise UsageError("--box and --select both say where the target is; pass one")
     if frames is not None and frames < 1:
         raise UsageError(f"--frames must be at least 1; got {frames}")
+    each_once("rule", tuple(names(rule)))
     configs = {r: preset_of(preset, batch=batch, rule=r, **options) for r in names(rule)}
+    live.check_outputs(folder, list(configs), video)
     if weights is None:
         note("no --weights: untrained features, with which targets are lost early; see 'torchdfa pretrain --help'")
     trackers = [Tracker(weights, config, name=r) for r, config in configs.items()]

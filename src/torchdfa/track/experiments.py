@@ -22,6 +22,7 @@ from torchdfa.errors import UsageError
 from torchdfa.track import cost, forced, state
 from torchdfa.track import weights as weights_file
 from torchdfa.track.options import TrackerConfig, preset
+from torchdfa.track.ranges import each_once
 from torchdfa.track.results import write_one
 from torchdfa.track.sequences import OTB, Sequence
 from torchdfa.track.stopping import TrackingStopped
@@ -59,8 +60,10 @@ class Experiment:
         if self.frames is not None and self.frames < 2:
             raise UsageError(f"--frames must be at least 2, the first being given; got {self.frames}")
         for flag, values in (("rule", self.rules), ("batch", self.batches), ("seeds", self.seeds)):
-            if not values or len(set(values)) < len(values):
-                raise UsageError(f"--{flag} must list each value once; got {','.join(map(str, values)) or 'nothing'}")
+            each_once(flag, values)
+        for name, _ in self.options:
+            if name in ("rule", "batch", "seed", "preset"):
+                raise UsageError(f"the option {name!r} is said by the experiment's own fields; leave it out")
 
     @property
     def folder(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,9 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
         raise UsageError(f"{flag} must be whole numbers with commas; got {text!r}") from None
 
 
+_WORDS = {"True": True, "False": False, "None": None}
+
+
 def number_or_text(text: str) -> Any:
     try:
         return float(text)
@@ -50,17 +54,22 @@ def number_or_text(text: str) -> Any:
         return text
 
 
-def settings(given: list[str] | None) -> dict[str, Any]:
-    """Settings from "name=value"; numbers, true, false and null as JSON writes them."""
+def settings(given: list[str] | None, flags: Iterable[str]) -> dict[str, Any]:
+    """Settings from "name=value", as JSON or Python write them; UsageError for those that have ``flags``."""
     found: dict[str, Any] = {}
     for text in given or []:
         name, sign, value = text.partition("=")
-        if not sign or not name.strip():
+        name = name.strip()
+        if not sign or not name:
             raise UsageError(f"--option must be name=value; got {text!r}")
+        if name in flags:
+            raise UsageError(f"--option {text}: {name} has a flag of its own, see --help; pass that")
+        if name in found:
+            raise UsageError(f"--option {name} is given twice")
         try:
-            found[name.strip()] = json.loads(value)
+            found[name] = json.loads(value)
         except ValueError:
-            found[name.strip()] = value
+            found[name] = _WORDS.get(value.strip(), value)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchdfa.errors import RunError, UsageError
-from torchdfa.track import cost, draw, video
+from torchdfa.track import cost, draw, truth, video
 from torchdfa.track.boxes import overlap
 from torchdfa.track.boxfile import write_boxes
 from torchdfa.track.checks import checked_box
-from torchdfa.track.frames import pixels
-from torchdfa.track.sequences import Sequence, read_folder
 from torchdfa.track.stopping import TrackingStopped
 from torchdfa.track.tracker import Tracker
+from torchdfa.track.truth import Truth
 from torchdfa.track.watching import Watch
 from torchdfa.train import machine, runs
 from torchdfa.train.csvfile import to_csv
 from torchdfa.train.stop import ALARM, StopSignals
 
 _HEADER = ("frame", "x", "y", "w", "h", "score", "lost", "seconds")
+_SUMMARY = "summary.json"
 
 
 def parse_box(text: str) -> tuple[float, ...]:
@@ -78,55 +77,53 @@ def track(
     seconds), and summary.json. ``box`` defaults to the folder's ground truth where it has one. ``video_out``: a video
     file or a folder of annotated frames, several trackers side by side.
     """
-    if (out / "summary.json").exists():
-        raise UsageError(f"{out} holds a finished track, which is never overwritten; take another --out")
-    truth = _truth(source)
-    stream = itertools.islice(_stream(source, truth), frames)
+    check_outputs(out, [t.name for t in trackers], video_out)
+    known = truth.of_folder(source, needed=box is None and not select)
+    stream = itertools.islice(video.read(source), frames)
     first = next(iter(stream), None)
     if first is None:
         raise UsageError(f"{source} gives no frame to track in (0 frames)")
-    box = _first_box(box, select, first, truth)
+    box = _first_box(box, select, first, known)
     checked_box(box, (first.shape[1], first.shape[0]))
     out.mkdir(parents=True, exist_ok=True)
     lines = [_Line(t, colour) for t, colour in zip(trackers, itertools.cycle(draw.COLOURS), strict=False)]
     try:
-        total = frames or (len(truth) if truth else video.length(source))
-        signum = _go(lines, itertools.chain([first], stream), box, video_out, total)
+        signum = _go(lines, itertools.chain([first], stream), box, video_out, _total(source, frames))
     except UsageError as error:  # a frame that cannot be read, in the middle
         if not lines[0].rows:
             raise
-        _write(out, lines, source, truth, stopped=True)
+        _write(out, lines, source, known, stopped=True)
         raise RunError(f"{error} What was tracked before, {len(lines[0].rows)} frames, is in {out}") from None
-    summary = _write(out, lines, source, truth, stopped=bool(signum))
+    summary = _write(out, lines, source, known, stopped=bool(signum))
     if signum:
         raise TrackingStopped(signum, out, f"stopped after {len(lines[0].rows)} frames; what was tracked is in {out}")
     return summary
 
 
-def _truth(source: str) -> Sequence | None:
-    try:
-        return read_folder(source, truncate=True) if Path(source).is_dir() else None
-    except UsageError:
-        return None
+def check_outputs(out: Path, names: Seq[str], video_out: Path | None) -> None:
+    """UsageError where tracking would write over something that exists."""
+    files = [_SUMMARY, *(f"{name}{end}" for name in names for end in (".txt", ".csv"))]
+    taken = next((name for name in files if (out / name).exists()), None)
+    if taken is not None:
+        raise UsageError(f"{out} holds a track already ({taken}), which is never overwritten; take another --out")
+    video.require_free(video_out)
 
 
-def _stream(source: str, truth: Sequence | None) -> Iterator[NDArray[np.uint8]]:
-    """The frames; of a sequence with ground truth, those that it is about (David's begin at 300)."""
-    if truth is None:
-        return video.read(source)
-    return (pixels(file).permute(1, 2, 0).numpy() for file in truth.images)
+def _total(source: str, frames: int | None) -> int | None:
+    lengths = [length for length in (video.length(source), frames) if length is not None]
+    return min(lengths, default=None)
 
 
-def _first_box(box: Any, select: bool, first: NDArray[np.uint8], truth: Sequence | None) -> Any:
+def _first_box(box: Any, select: bool, first: NDArray[np.uint8], known: Truth | None) -> Any:
     if box is not None:
         return box
     if select:
         from torchdfa.track.select import select as draw_box
 
         return draw_box(first)
-    if truth is None:
+    if known is None:
         raise UsageError("where is the target? pass --box x,y,w,h of the first frame, or --select to draw it")
-    return truth.boxes[0]
+    return known.first
 
 
 def _go(lines: Seq[_Line], stream: Any, box: Any, video_out: Path | None, total: int | None) -> int:
@@ -147,7 +144,7 @@ def _go(lines: Seq[_Line], stream: Any, box: Any, video_out: Path | None, total:
     return 0
 
 
-def _write(out: Path, lines: Seq[_Line], source: str, truth: Sequence | None, *, stopped: bool) -> dict[str, Any]:
+def _write(out: Path, lines: Seq[_Line], source: str, known: Truth | None, *, stopped: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {"source": Path(source).name, "frames": len(lines[0].rows), "stopped": stopped,
                                "machine": machine.describe(), "trackers": {}}  # fmt: skip
     for line in lines:
@@ -162,8 +159,8 @@ def _write(out: Path, lines: Seq[_Line], source: str, truth: Sequence | None, *,
             "error_path": cost.error_path(t.learner), "config": t.config.to_dict(),
             "weights": t.weights.origin if t.weights else "untrained",
         }  # fmt: skip
-        if truth is not None and len(truth) >= len(line.rows):
-            figures["mean_overlap"] = round(float(overlap(line.boxes, truth.boxes[: len(line.rows)]).mean()), 4)
+        if known is not None and known.boxes is not None:
+            figures["mean_overlap"] = round(float(overlap(line.boxes, known.boxes[: len(line.rows)]).mean()), 4)
         summary["trackers"][t.name] = figures
-    runs.write_json(out / "summary.json", summary)
+    runs.write_json(out / _SUMMARY, summary)
     return summary

@@ -9,13 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torchdfa.counter import DISTRIBUTIONS
 from torchdfa.errors import UsageError
-from torchdfa.feedback import INITS
+from torchdfa.track import ranges
 from torchdfa.track.mdnet import CROP
-
-RULES = ("bp", "fa", "dfa", "bdfa", "frozen")
-MOMENTS = ("start", "after_first_frame")
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,12 @@ class TrackerConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_counts(self)
+        areas: Any = self.regress_areas
+        if isinstance(areas, list):  # as JSON has it
+            object.__setattr__(self, "regress_areas", tuple(areas))
+        if self.preset not in tuple(PRESETS):
+            raise UsageError(f"preset must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+        ranges.check(self)
 
     @property
     def batch(self) -> int:
@@ -98,8 +98,7 @@ class TrackerConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrackerConfig:
-        areas = values.get("regress_areas")
-        return cls(**values | {"regress_areas": tuple(areas) if areas else None})
+        return cls(**values)
 
 
 _PAPER = {
@@ -111,11 +110,11 @@ _PAPER = {
 PRESETS: dict[str, dict[str, Any]] = {"paper": _PAPER, "pymdnet": {}}
 
 
-def preset(name: str = "pymdnet", *, batch: int | None = None, **options: Any) -> TrackerConfig:
+def preset(name: str = "pymdnet", /, *, batch: int | None = None, **options: Any) -> TrackerConfig:
     """The settings of a preset, with ``options`` (names of ``TrackerConfig``) in their place; UsageError if unknown."""
     if name not in PRESETS:
         raise UsageError(f"the preset {name!r} must be one of {', '.join(PRESETS)}")
-    known = {f.name for f in fields(TrackerConfig)}
+    known = {f.name for f in fields(TrackerConfig)} - {"preset"}  # whose values these are
     for option in options:
         if option not in known:
             raise UsageError(f"a tracker has no option {option!r}")
@@ -136,42 +135,3 @@ def batch_settings(batch: Any) -> dict[str, int]:
         raise UsageError(f"batch must be a whole number of at least 2; got {batch!r}")
     positives = max(1, batch // 4)
     return {"positives": positives, "negatives": batch - positives, "mined": 8 * batch}
-
-
-def _check_choices(config: TrackerConfig) -> None:
-    for name, allowed in (
-        ("rule", RULES), ("feedback", INITS), ("distribution", DISTRIBUTIONS), ("moment", MOMENTS),
-        ("preset", tuple(PRESETS)), ("device", ("auto", "cpu", "cuda")), ("precision", ("auto", "fp32", "bf16")),
-    ):  # fmt: skip
-        if getattr(config, name) not in allowed:
-            raise UsageError(f"{name} must be one of {', '.join(allowed)}; got {getattr(config, name)!r}")
-    scale = config.feedback_scale
-    if not (scale in ("unit", "match", "he") or (_is_number(scale) and float(scale) > 0)):
-        raise UsageError(f"feedback_scale must be unit, match, he or a positive number; got {scale!r}")
-
-
-_LEAST = {
-    "positives": 1, "negatives": 1, "mined": 1, "first_iterations": 0, "iterations": 0, "candidates": 1, "best": 1,
-    "first_positives": 1, "first_negatives": 1, "frame_positives": 1, "frame_negatives": 1, "long_frames": 1,
-    "short_frames": 1, "long_interval": 1, "regress_samples": 10,
-}  # fmt: skip
-
-
-def _check_counts(config: TrackerConfig) -> None:
-    for name, least in (*_LEAST.items(), ("seed", None)):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise UsageError(f"{name} must be a whole number; got {value!r}")
-        if least is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}; got {value}")
-    for name in ("first_lr", "lr", "context", "trans", "candidate_scale"):
-        if not _is_number(getattr(config, name)) or not getattr(config, name) > 0:
-            raise UsageError(f"{name} must be above 0; got {getattr(config, name)!r}")
-    if config.mined < config.negatives:
-        raise UsageError(f"mined ({config.mined}) must be at least negatives ({config.negatives})")
-    if config.best > config.candidates:
-        raise UsageError(f"best ({config.best}) must be at most candidates ({config.candidates})")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

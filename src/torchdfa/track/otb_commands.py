@@ -74,14 +74,11 @@ def otb_run(
     from torchdfa.runner import tally
     from torchdfa.track.experiments import Experiment, run
 
-    if threads is not None and workers == 1:
-        import torch
-
-        torch.set_num_threads(threads)
     options = {
         "feedback": feedback, "feedback_scale": number_or_text(feedback_scale), "moment": moment, "device": device,
-        "precision": precision, **settings(option),
+        "precision": precision,
     }  # fmt: skip
+    options |= settings(option, {*options, "rule", "batch", "seed", "preset", "threads"})
     experiment = Experiment(
         data, out, weights, set_, None if sequences is None else tuple(names(sequences)), tuple(names(rule)),
         numbers("--batch", batch), numbers("--seeds", seeds), preset, tuple(options.items()), frames, missing, forced,
@@ -90,7 +87,12 @@ def otb_run(
     if weights is None:
         note("no --weights: untrained features")
     counts: Counter[str] = Counter()
-    for outcome in run(experiment, workers=workers, threads=threads, scheduler=scheduler, hours=hours):
+    outcomes = run(experiment, workers=workers, threads=threads, scheduler=scheduler, hours=hours)
+    if threads is not None and workers == 1:
+        import torch
+
+        torch.set_num_threads(threads)
+    for outcome in outcomes:
         counts[outcome.status] += 1
         if outcome.status == "left":
             continue

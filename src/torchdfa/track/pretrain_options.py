@@ -39,17 +39,21 @@ class PretrainConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        whole = {"cycles", "frames", "positives", "negatives", "seed"}
+        whole = {"cycles", "frames", "positives", "negatives", "seed", "threads"}
         for f in fields(self):
             value = getattr(self, f.name)
+            if f.name == "threads" and value is None:
+                continue
             if f.name in whole and (isinstance(value, bool) or not isinstance(value, int)):
                 raise UsageError(f"{f.name} must be a whole number; got {value!r}")
             if f.name in whole - {"seed"} and value < 1:
                 raise UsageError(f"{f.name} must be at least 1; got {value}")
         if self.positives % self.frames or self.negatives % self.frames:
             raise UsageError(f"positives and negatives must be multiples of frames ({self.frames}), which share them")
-        if not self.lr > 0:
-            raise UsageError(f"lr must be above 0; got {self.lr}")
+        if not 0 < self.lr < float("inf"):
+            raise UsageError(f"lr must be a number above 0; got {self.lr}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed must be at least 0 and below 2^63; got {self.seed}")
         if self.norm not in NORMS:
             raise UsageError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
 

@@ -192,22 +192,6 @@ def _counts(image: Path, first: int | None, last: int | None) -> bool:
     return number is None or ((first or number) <= number <= (last or number))
 
 
-def read_folder(folder: str | Path, *, truncate: bool = False) -> Sequence:
-    """A sequence of any kind: a folder with img/ (or frames in itself) and a file of boxes.
-
-    Folders that bear the name of an OTB sequence with one target are cut to the frames that count.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder of a sequence")
-    name = table.known(folder.name)
-    if name is not None and (folder / table.targets()[name].ground_truth).is_file() and (folder / "img").is_dir():
-        return read_target(folder, table.targets()[name], truncate=truncate)
-    images = tuple(frame_files(folder))
-    boxes = read_boxes(_ground_truth(folder, None))
-    return _paired(folder, Sequence(folder.name, images, boxes), truncate)
-
-
 def _paired(folder: Path, sequence: Sequence, truncate: bool) -> Sequence:
     images, boxes = len(sequence.images), len(sequence.boxes)
     if images == boxes:
@@ -237,10 +221,18 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if k % 2 else part for k, part in enumerate(parts)], path.name
 
 
-def _ground_truth(folder: Path, target: table.Target | None) -> Path:
+def _ground_truth(folder: Path, target: table.Target) -> Path:
+    found = find_ground_truth(folder, target)
+    if found is None:
+        raise UsageError(
+            f"{folder} holds no ground truth: a file {target.ground_truth} with a line x,y,w,h for each frame"
+        )
+    return found
+
+
+def find_ground_truth(folder: Path, target: table.Target | None = None) -> Path | None:
+    """The file of true boxes in a folder of frames, None where there is none; ``target`` by default as the folder's."""
+    target = target or table.targets().get(table.known(folder.name) or "")
     candidates = [target.ground_truth] if target else []
     candidates += ["groundtruth_rect.txt", "groundtruth.txt"]
-    for name in candidates:
-        if (folder / name).is_file():
-            return folder / name
-    raise UsageError(f"{folder} holds no ground truth: a file {candidates[0]} with a line x,y,w,h for each frame")
+    return next((folder / name for name in candidates if (folder / name).is_file()), None)

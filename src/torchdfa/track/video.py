@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -88,15 +89,28 @@ class Writer(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None: ...
 
 
+def require_free(path: Path | None) -> None:
+    """UsageError where no annotated video may go: what exists, the source above all, is never written over."""
+    if path is None:
+        return
+    if path.suffix and path.suffix.lower() not in VIDEOS:
+        raise UsageError(f"{path}: the annotated video must end in .mp4 or .avi, or be a folder for frames")
+    if not path.suffix and path.is_dir():
+        if any(path.iterdir()):
+            raise UsageError(f"{path} holds files already; take an empty or new folder for the annotated frames")
+    elif os.path.lexists(path):
+        raise UsageError(f"{path} exists already and is never overwritten; take a new name for the annotated video")
+
+
 def writer(path: Path | None, fps: float = 25.0) -> Writer:
-    """What takes annotated frames: nothing, a video file (.mp4, .avi) or a folder of JPEG files."""
+    """What takes annotated frames: nothing, a new video file (.mp4, .avi) or an empty folder, for JPEG files.
+
+    UsageError where ``path`` is something that exists already.
+    """
+    require_free(path)
     if path is None:
         return _Nowhere()
-    if path.suffix.lower() in VIDEOS:
-        return _File(path, fps)
-    if path.suffix:
-        raise UsageError(f"{path}: the annotated video must end in .mp4 or .avi, or be a folder for frames")
-    return _Folder(path)
+    return _File(path, fps) if path.suffix else _Folder(path)
 
 
 class _Nowhere:
@@ -114,8 +128,6 @@ class _Folder(_Nowhere):
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.glob("*.jpg")):
-            raise UsageError(f"{folder} holds frames already; take an empty or new folder")
 
     def write(self, frame: Pixels) -> None:
         self._count += 1
@@ -127,7 +139,7 @@ class _File(_Nowhere):
 
     def __init__(self, path: Path, fps: float) -> None:
         self._cv2, self._path, self._fps = _cv2(), path, fps
-        self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
         self._open: Any = None
         path.parent.mkdir(parents=True, exist_ok=True)
 
