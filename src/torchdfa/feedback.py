@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ from torchdfa.bits import pack, unpack
 from torchdfa.errors import ConversionError
 from torchdfa.ops import cpu, sign_mm
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+FeedbackT = TypeVar("FeedbackT", bound="Feedback")
 
 INITS = ("random", "product")
 SCALES = ("unit", "he", "match")
@@ -130,7 +129,7 @@ class SignFeedback(Feedback):
     def _unpack(self, dtype: torch.dtype) -> Tensor:
         return unpack(self.bits, self.shape[1], dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self: FeedbackT, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeedbackT:
         super()._apply(fn, recurse)
         self.dtype = fn(self.bits.new_empty(1, dtype=self.dtype)).dtype
         self._keep_copy()
