@@ -17,7 +17,7 @@ from torchdfa.bits import pack, unpack
 from torchdfa.errors import ConversionError
 from torchdfa.ops import cpu, sign_mm
 
-FeedbackT = TypeVar("FeedbackT", bound="Feedback")
+SignFeedbackT = TypeVar("SignFeedbackT", bound="SignFeedback")
 
 INITS = ("random", "product")
 SCALES = ("unit", "he", "match")
@@ -129,7 +129,7 @@ class SignFeedback(Feedback):
     def _unpack(self, dtype: torch.dtype) -> Tensor:
         return unpack(self.bits, self.shape[1], dtype)
 
-    def _apply(self: FeedbackT, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeedbackT:
+    def _apply(self: SignFeedbackT, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SignFeedbackT:
         super()._apply(fn, recurse)
         self.dtype = fn(self.bits.new_empty(1, dtype=self.dtype)).dtype
         self._keep_copy()
