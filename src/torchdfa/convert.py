@@ -132,6 +132,7 @@ def _reroute(model: nn.Module, conversion: Conversion, feedback: dict[str, Feedb
             name,
             feedback=feedback.get(name),
             readers={name: slice(None)} if chained else _readers(model, plan, name),
+            earlier=() if chained else plan.earlier(name),
             later=() if chained else plan.later(name),
             sends=(name,) if chained else _sends(plan, name),
         )

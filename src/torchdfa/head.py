@@ -39,6 +39,11 @@ class Plan:
         """The outputs whose error reaches the layer ``name``."""
         return [output for output in self.outputs if any(name in c for c in self.chains if c[-1] == output)]
 
+    def earlier(self, name: str) -> tuple[str, ...]:
+        """The cut layers that run before ``name``, in order."""
+        before = [n for chain in self.chains if name in chain for n in chain[: chain.index(name)]]
+        return tuple(n for n in dict.fromkeys(before) if n in self.cuts)
+
     def later(self, name: str) -> tuple[str, ...]:
         """The cut layers that run after ``name``."""
         after = [n for chain in self.chains if name in chain for n in chain[chain.index(name) + 1 :]]
