@@ -22,10 +22,11 @@ def plan(model: nn.Module, **kwargs: Any) -> Plan:
 @pytest.mark.parametrize("name", list(cases.MODELS))
 def test_the_trailing_head_is_found(name: str) -> None:
     _, names, has_trunk = cases.MODELS[name]
-    found = plan(cases.make(name))
+    x = cases.batch()[0]
+    found = plan(cases.make(name), example_input=x)
     assert found.chains == (names,)
     assert found.cuts == (names if has_trunk else names[1:])
-    assert plan(cases.make(name), boundary="transpose").cuts == names[1:]
+    assert plan(cases.make(name), boundary="transpose", example_input=x).cuts == names[1:]
 
 
 def test_two_branches_share_their_first_layer() -> None:

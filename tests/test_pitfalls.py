@@ -305,6 +305,8 @@ def test_14_a_layer_that_is_called_twice_is_refused() -> None:
     for model in (Twice(), TwiceOnData()):
         with pytest.raises(ConversionError, match="'b' is called 2 times"):
             convert_(model, "dfa", layers=["b", "c"], example_input=torch.zeros(1, 4))
+        with pytest.raises(ConversionError, match="'b' is called 2 times"):
+            convert_(model, "dfa", example_input=torch.zeros(1, 4))
 
 
 class ActorCritic(nn.Module):
@@ -439,7 +441,7 @@ def test_16_any_activation_and_any_loss(activation: nn.Module, loss: str) -> Non
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", list(cases.MODELS))
 def test_17_the_report_says_which_layers_run_exact_backprop_and_no_others_do(name: str, rule: str) -> None:
-    plain, model = cases.make(name).double(), made(name, rule)
+    plain, model = cases.make(name).double(), made(name, rule, example_input=inputs()[0])
     true, found = gradients.of(plain, step_loss(plain)), gradients.of(model, step_loss(model))
     rows = torchdfa.report(model).rows
     assert {row.rule for row in rows} <= {"bp", rule}
