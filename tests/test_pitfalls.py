@@ -384,6 +384,29 @@ def test_14_parts_called_in_turn_with_feedback_to_every_layer() -> None:
         model[5](first)
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda h: h.transpose(0, 1), lambda h: torch.transpose(h, 0, 1).contiguous(), lambda h: h.permute(1, 0, 2),
+        lambda h: h.flip(0), lambda h: torch.roll(h, 1, 0), lambda h: h.mT.mT, lambda h: h.swapaxes(0, 1),
+        lambda h: torch.einsum("btk->tbk", h), lambda h: h.movedim(0, 1),
+    ],
+)  # fmt: skip
+def test_14_no_row_gets_the_error_of_another(move: Callable[[Tensor], Tensor]) -> None:
+    """Where rows change their places between two layers, the chain ends: feedback lands after that."""
+
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.second(move(torch.relu(self.first(x))))))
+
+    model = convert_(Moved().double(), "dfa")
+    assert model._torchdfa.plan.chains == (("second", "last"),)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_15_nothing_is_held_after_backward(rule: str) -> None:
     """Weak references to every activation are followed in integration/test_memory.py."""

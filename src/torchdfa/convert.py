@@ -67,8 +67,8 @@ def convert_(
             first fully-connected layer, so that no live weight of the head reaches the convolutions (Sec. 3.1).
             ``"transpose"``: on that layer's output, and the convolutions get its live transposed weights.
         error_at: name of the layer whose output error is sent; by default each output of the model.
-        example_input: a batch (or a tuple of arguments); needed for feedback to convolutions, where its shape counts, and
-            for models whose code cannot be traced, where the path that it takes does.
+        example_input: a batch (or a tuple of arguments); needed for feedback to convolutions (of its shape) and for
+            models whose code cannot be traced (along its path).
         seed: random feedback depends on this and the layer's name alone.
         store: ``"buffers"`` keeps feedback as buffers, part of the ``state_dict``; ``"seed"`` keeps nothing and draws
             the same random numbers anew in every backward: zero bytes, and slow (docs: kernels).

@@ -13,7 +13,44 @@ LAYERS = (nn.Linear, _ConvNd)
 NORMS = (_NormBase,)
 _TRANSPARENT = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 # Functions of one tensor after which a row is no longer a row: a chain ends there.
-_MIXING = {"mean", "sum", "max", "min", "amax", "amin", "getitem", "select", "unbind", "chunk", "split"}
+_MIXING = {
+    "mean",
+    "sum",
+    "max",
+    "min",
+    "amax",
+    "amin",
+    "getitem",
+    "select",
+    "unbind",
+    "chunk",
+    "split",
+    "transpose",
+    "permute",
+    "swapaxes",
+    "swapdims",
+    "movedim",
+    "moveaxis",
+    "t",
+    "T",
+    "mT",
+    "H",
+    "mH",
+    "adjoint",
+    "einsum",
+    "flip",
+    "fliplr",
+    "flipud",
+    "roll",
+    "rot90",
+    "sort",
+    "gather",
+    "index_select",
+    "take",
+    "take_along_dim",
+    "expand",
+    "repeat",
+}
 
 
 class Chain(NamedTuple):
