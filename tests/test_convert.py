@@ -100,6 +100,13 @@ def test_wrong_arguments_name_themselves_and_leave_the_model_alone(kwargs: dict[
     assert not hasattr(model, "_torchdfa")
 
 
+def test_wrapped_models_are_refused() -> None:
+    for wrapped in (torch.compile(cases.make("mlp"), backend="eager"), nn.DataParallel(cases.make("mlp"))):
+        for model in (wrapped, nn.Sequential(wrapped)):
+            with pytest.raises(ConversionError, match="convert what is inside"):
+                torchdfa.convert_(model, "dfa")
+
+
 def test_not_a_module() -> None:
     with pytest.raises(ConversionError, match=r"torch\.nn\.Module, found int"):
         torchdfa.convert_(3, "dfa")  # type: ignore[type-var]

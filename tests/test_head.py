@@ -52,6 +52,22 @@ def test_head_by_name() -> None:
         plan(cases.Vgg(), head="clasifier")
 
 
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"head": ""}, "head='' must be the name"),
+        ({"head": 3}, "head=3 must be the name"),
+        ({"layers": 3}, "list of layer names"),
+        ({"layers": None}, "list of layer names"),
+        ({"head": "classifier", "layers": ["classifier.0"]}, "both choose layers"),
+        ({"head": "classifier", "layers": "all"}, "both choose layers"),
+    ],
+)
+def test_arguments_that_choose_no_layers_or_choose_twice(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConversionError, match=sentence):
+        plan(cases.make("vgg"), **arguments)
+
+
 def test_error_at_takes_the_error_earlier() -> None:
     found = plan(cases.make("vgg"), error_at="classifier.3")
     assert found.chains == (("classifier.0", "classifier.3"),)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
@@ -78,6 +79,7 @@ def convert_(
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    _require_bare(model)
     settings = checked_settings(rule, layers, init, distribution, scale, boundary, seed, store)
     if find_conversions(model):
         raise ConversionError("the model is already converted; call torchdfa.restore_(model) first.")
@@ -95,6 +97,17 @@ def convert_(
         _reroute(model, conversion, feedback)
     model._torchdfa = conversion  # type: ignore[assignment]
     return model
+
+
+def _require_bare(model: nn.Module) -> None:
+    """Wrappers rename the layers, by whose names feedback is drawn and found again."""
+    for module in model.modules():
+        if "_orig_mod" in module._modules or isinstance(module, (nn.DataParallel, DistributedDataParallel)):
+            inside = "_orig_mod" if "_orig_mod" in module._modules else "module"
+            raise ConversionError(
+                f"the model is or holds a {type(module).__name__}, which renames the layers within; convert what is "
+                f"inside (its .{inside}), then compile or wrap it."
+            )
 
 
 def _freeze(model: nn.Module, plan: Plan, layers: Any) -> tuple[str, ...]:
