@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def make_plan(
     example_input: Any,
 ) -> Plan:
     """Find the layers to convert; every doubt is a ``ConversionError`` that says what could be passed."""
-    if head is not None and (not head or not isinstance(head, str)):
+    if head == "" or (head is not None and str(head) != head):
         raise ConversionError(f"head={head!r} must be the name of a submodule; {_candidates(model)}")
     if head is not None and layers != "head":
         raise ConversionError(f"head={head!r} and layers={layers!r} both choose layers; pass one of them.")
@@ -214,7 +214,7 @@ def _chosen_names(
     if layers == "all":
         return [name for name in reachable if any(name in chain[1:] for chain in chains)]
     known = [name for name, module in model.named_modules() if is_layer(module)]
-    if isinstance(layers, str) or not isinstance(layers, Iterable) or not layers:
+    if isinstance(layers, str) or not hasattr(layers, "__iter__") or not layers:
         raise ConversionError(f'layers={layers!r} must be "head", "all" or a list of layer names such as {known[-2:]}.')
     for name in layers:
         if name not in reachable:
