@@ -58,7 +58,7 @@ class TwoBranch(nn.Module):
 
 
 class Untraceable(nn.Module):
-    """Control flow on data: no symbolic trace, so the order of registration counts."""
+    """Control flow on data: its code cannot be traced, so converting it takes an example (`batch`)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ def test_parameters_keep_identity_and_names_and_outputs_their_values(name: str, 
     model = cases.make(name)
     before = dict(model.named_parameters())
     out = model(cases.batch()[0])
-    assert torchdfa.convert_(model, rule) is model
+    assert torchdfa.convert_(model, rule, example_input=cases.batch()[0]) is model
     after = dict(model.named_parameters())
     assert list(before) == list(after)
     assert all(before[k] is after[k] for k in before)
@@ -42,7 +42,7 @@ def test_parameters_keep_identity_and_names_and_outputs_their_values(name: str, 
 def test_restore_brings_back_the_torch_model(name: str, rule: str) -> None:
     model = cases.make(name)
     text, state, true = str(model), copy.deepcopy(model.state_dict()), grads(model)
-    torchdfa.convert_(model, rule)
+    torchdfa.convert_(model, rule, example_input=cases.batch()[0])
     changed = grads(model)
     assert any(changed[k] is None or not torch.equal(changed[k], true[k]) for k in true)
     torchdfa.restore_(model)
@@ -129,6 +129,13 @@ def test_wrong_arguments_name_themselves_and_leave_the_model_alone(kwargs: dict[
         torchdfa.convert_(model, **{"rule": "bdfa", **kwargs})
     assert str(model) == text
     assert not hasattr(model, "_torchdfa")
+
+
+def test_wrapped_models_are_refused() -> None:
+    for wrapped in (torch.compile(cases.make("mlp"), backend="eager"), nn.DataParallel(cases.make("mlp"))):
+        for model in (wrapped, nn.Sequential(wrapped)):
+            with pytest.raises(ConversionError, match="convert what is inside"):
+                torchdfa.convert_(model, "dfa")
 
 
 def test_not_a_module() -> None:

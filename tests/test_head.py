@@ -22,10 +22,11 @@ def plan(model: nn.Module, **kwargs: Any) -> Plan:
 @pytest.mark.parametrize("name", list(cases.MODELS))
 def test_the_trailing_head_is_found(name: str) -> None:
     _, names, has_trunk = cases.MODELS[name]
-    found = plan(cases.make(name))
+    x = cases.batch()[0]
+    found = plan(cases.make(name), example_input=x)
     assert found.chains == (names,)
     assert found.cuts == (names if has_trunk else names[1:])
-    assert plan(cases.make(name), boundary="transpose").cuts == names[1:]
+    assert plan(cases.make(name), boundary="transpose", example_input=x).cuts == names[1:]
 
 
 def test_two_branches_share_their_first_layer() -> None:
@@ -49,6 +50,22 @@ def test_head_by_name() -> None:
     assert plan(cases.Vgg(), head="classifier").chains == (("classifier.0", "classifier.3", "classifier.5"),)
     with pytest.raises(ConversionError, match=r"head='clasifier' .*'classifier'"):
         plan(cases.Vgg(), head="clasifier")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"head": ""}, "head='' must be the name"),
+        ({"head": 3}, "head=3 must be the name"),
+        ({"layers": 3}, "list of layer names"),
+        ({"layers": None}, "list of layer names"),
+        ({"head": "classifier", "layers": ["classifier.0"]}, "both choose layers"),
+        ({"head": "classifier", "layers": "all"}, "both choose layers"),
+    ],
+)
+def test_arguments_that_choose_no_layers_or_choose_twice(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConversionError, match=sentence):
+        plan(cases.make("vgg"), **arguments)
 
 
 def test_error_at_takes_the_error_earlier() -> None:

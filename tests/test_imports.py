@@ -27,6 +27,7 @@ CORE = (
     "updates",
     "layers",
     "graph",
+    "tracing",
     "probe",
     "head",
     "initial",

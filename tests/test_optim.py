@@ -102,7 +102,7 @@ def test_equals_sgd_with_every_feedback(rule: str, init: Any, boundary: Any) -> 
 
 @pytest.mark.parametrize("name", list(cases.MODELS))
 def test_equals_sgd_for_every_model(name: str) -> None:
-    assert_equals_sgd(convert_(cases.make(name).double(), "bdfa"))
+    assert_equals_sgd(convert_(cases.make(name).double(), "bdfa", example_input=batch()[0]))
 
 
 def test_equals_sgd_with_feedback_to_every_layer() -> None:

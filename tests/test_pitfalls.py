@@ -305,6 +305,106 @@ def test_14_a_layer_that_is_called_twice_is_refused() -> None:
     for model in (Twice(), TwiceOnData()):
         with pytest.raises(ConversionError, match="'b' is called 2 times"):
             convert_(model, "dfa", layers=["b", "c"], example_input=torch.zeros(1, 4))
+        with pytest.raises(ConversionError, match="'b' is called 2 times"):
+            convert_(model, "dfa", example_input=torch.zeros(1, 4))
+
+
+class ActorCritic(nn.Module):
+    """A body, two outputs, and what may lie between the body and the second of them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] = lambda h: h) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.between = between
+        self.body, self.hidden = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.actor, self.critic = nn.Linear(8, 5), nn.Linear(8, 2)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.hidden(torch.relu(self.body(x))))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.features(x)
+        return self.actor(h), self.critic(self.between(h))
+
+
+def detached(h: Tensor) -> Tensor:
+    return h.detach()
+
+
+def no_grad_copy(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return h * 1
+
+
+ROWS, OTHER_ROWS = torch.randn(2, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("stop", [detached, no_grad_copy])
+@pytest.mark.parametrize("rule", [*RULES, "bp"])
+def test_14_an_error_goes_no_further_than_the_model_lets_it(rule: str, stop: Any, late: bool) -> None:
+    """Whether the stop is there when the model is converted or comes later: the value's loss trains the value alone."""
+    model = ActorCritic(between=(lambda h: h) if late else stop).double()
+    convert_(model, rule)
+    model.between = stop
+    actor, critic = model(ROWS)
+    found = gradients.of(model, actor.square().sum() + critic.square().sum())
+    alone = gradients.of(model, model(ROWS)[0].square().sum())
+    gradients.assert_equal({n: g for n, g in found.items() if "critic" not in n},
+                           {n: g for n, g in alone.items() if "critic" not in n})  # fmt: skip
+    value = gradients.of(model, model(ROWS)[1].square().sum())
+    assert {n for n, g in value.items() if g is not None} == {"critic.weight", "critic.bias"}
+
+
+def test_14_an_output_on_stored_features_trains_nothing_before_them() -> None:
+    model = convert_(ActorCritic().double(), "dfa")
+    model.actor(model.features(ROWS))  # what the critic would send to waits
+    with torch.no_grad():
+        stored = model.features(OTHER_ROWS)
+    for features in (stored, stored.clone().requires_grad_()):
+        found = gradients.of(model, model.critic(features).square().sum())
+        assert {n for n, g in found.items() if g is not None} == {"critic.weight", "critic.bias"}
+
+
+@pytest.mark.parametrize("rule", ["dfa", "bdfa"])
+def test_14_parts_called_in_turn_do_not_mix_up_batches(rule: str) -> None:
+    model = convert_(ActorCritic().double(), rule)
+    first, second = model.features(ROWS), model.features(OTHER_ROWS)
+    with pytest.raises(ConversionError, match=r"latest call of the layers before it .*'hidden'.* another batch"):
+        model.actor(torch.tanh(first))
+    whole = gradients.of(model, model(OTHER_ROWS)[0].square().sum())
+    second = model.features(OTHER_ROWS)
+    gradients.assert_equal(gradients.of(model, model.actor(second).square().sum()), whole)
+
+
+def test_14_parts_called_in_turn_with_feedback_to_every_layer() -> None:
+    model = convert_(conv_net(), "dfa", layers="all", example_input=inputs()[0])
+    first, _ = model[:5](inputs(seed=1)[0]), model[:5](inputs(seed=2)[0])
+    with pytest.raises(ConversionError, match=r"layer '5' reads .*'2'.* another batch"):
+        model[5](first)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda h: h.transpose(0, 1), lambda h: torch.transpose(h, 0, 1).contiguous(), lambda h: h.permute(1, 0, 2),
+        lambda h: h.flip(0), lambda h: torch.roll(h, 1, 0), lambda h: h.mT.mT, lambda h: h.swapaxes(0, 1),
+        lambda h: torch.einsum("btk->tbk", h), lambda h: h.movedim(0, 1),
+    ],
+)  # fmt: skip
+def test_14_no_row_gets_the_error_of_another(move: Callable[[Tensor], Tensor]) -> None:
+    """Where rows change their places between two layers, the chain ends: feedback lands after that."""
+
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.second(move(torch.relu(self.first(x))))))
+
+    model = convert_(Moved().double(), "dfa")
+    assert model._torchdfa.plan.chains == (("second", "last"),)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -364,7 +464,7 @@ def test_16_any_activation_and_any_loss(activation: nn.Module, loss: str) -> Non
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", list(cases.MODELS))
 def test_17_the_report_says_which_layers_run_exact_backprop_and_no_others_do(name: str, rule: str) -> None:
-    plain, model = cases.make(name).double(), made(name, rule)
+    plain, model = cases.make(name).double(), made(name, rule, example_input=inputs()[0])
     true, found = gradients.of(plain, step_loss(plain)), gradients.of(model, step_loss(model))
     rows = torchdfa.report(model).rows
     assert {row.rule for row in rows} <= {"bp", rule}

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from torchdfa.errors import ConversionError
 from torchdfa.feedback import Feedback
-from torchdfa.graph import registered_between, trace
 from torchdfa.head import Plan, make_plan
 from torchdfa.initial import make_feedback, output_width
 from torchdfa.layers import Bus, Rerouted, can_reroute, plain_class, reroute_, unroute_
@@ -69,7 +69,8 @@ def convert_(
             first fully-connected layer, so that no live weight of the head reaches the convolutions (Sec. 3.1).
             ``"transpose"``: on that layer's output, and the convolutions get its live transposed weights.
         error_at: name of the layer whose output error is sent; by default each output of the model.
-        example_input: a batch (or a tuple of arguments), only its shape matters; needed for feedback to convolutions.
+        example_input: a batch (or a tuple of arguments); needed for feedback to convolutions (of its shape) and for
+            models whose code cannot be traced (along its path).
         seed: random feedback depends on this and the layer's name alone.
         store: ``"buffers"`` keeps feedback as buffers, part of the ``state_dict``; ``"seed"`` keeps nothing and draws
             the same random numbers anew in every backward: zero bytes, and slow (docs: kernels).
@@ -79,6 +80,7 @@ def convert_(
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    _require_bare(model)
     settings = checked_settings(rule, layers, init, distribution, scale, boundary, seed, store)
     if find_conversions(model):
         raise ConversionError("the model is already converted; call torchdfa.restore_(model) first.")
@@ -88,7 +90,7 @@ def convert_(
     plan = make_plan(model, head=head, layers=layers, boundary=boundary, error_at=error_at, example_input=example_input)
     conversion = Conversion(settings, plan, Bus())
     if settings.rule.route == "frozen":
-        conversion.frozen = _freeze(model, plan, layers, head)
+        conversion.frozen = _freeze(model, plan, layers)
     else:
         # All feedback is made before any layer is touched: an error leaves the model as it was.
         feedback = {name: make_feedback(model, settings, plan, name) for name in plan.cuts}
@@ -98,8 +100,20 @@ def convert_(
     return model
 
 
-def _freeze(model: nn.Module, plan: Plan, layers: Any, head: str | None) -> tuple[str, ...]:
-    hidden = plan.cuts if layers != "head" else _of_chains(model, plan, head)
+def _require_bare(model: nn.Module) -> None:
+    """Wrappers rename the layers, by whose names feedback is drawn and found again."""
+    for module in model.modules():
+        if "_orig_mod" in module._modules or isinstance(module, (nn.DataParallel, DistributedDataParallel)):
+            inside = "_orig_mod" if "_orig_mod" in module._modules else "module"
+            raise ConversionError(
+                f"the model is or holds a {type(module).__name__}, which renames the layers within; convert what is "
+                f"inside (its .{inside}), then compile or wrap it."
+            )
+
+
+def _freeze(model: nn.Module, plan: Plan, layers: Any) -> tuple[str, ...]:
+    of_head = (*(name for chain in plan.chains for name in chain), *plan.between)
+    hidden = of_head if layers == "head" else plan.cuts
     names = [
         f"{layer}.{name}"
         for layer in dict.fromkeys(hidden)
@@ -112,18 +126,6 @@ def _freeze(model: nn.Module, plan: Plan, layers: Any, head: str | None) -> tupl
         parameter.requires_grad_(False)
         parameter.grad = None  # None, not zero: decay and momentum must not move it
     return tuple(names)
-
-
-def _of_chains(model: nn.Module, plan: Plan, head: str | None) -> list[str]:
-    """The layers of the head, and the modules with parameters (normalisation, PReLU) between them."""
-    scope, prefix = (model, "") if head is None else (model.get_submodule(head), f"{head}.")
-    graph = trace(scope)
-    found = [name for chain in plan.chains for name in chain]
-    for chain in plan.chains:
-        names = tuple(name.removeprefix(prefix) for name in chain)
-        between = graph.between(names) if graph else registered_between(scope, names)
-        found += [f"{prefix}{name}" for name in between]
-    return found
 
 
 def _warn_of_single_outputs(model: nn.Module, plan: Plan) -> None:
@@ -146,6 +148,7 @@ def _reroute(model: nn.Module, conversion: Conversion, feedback: dict[str, Feedb
             name,
             feedback=feedback.get(name),
             readers={name: slice(None)} if chained else _readers(model, plan, name),
+            earlier=() if chained else plan.earlier(name),
             later=() if chained else plan.later(name),
             sends=(name,) if chained else _sends(plan, name),
         )

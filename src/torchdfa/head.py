@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from torchdfa.errors import ConversionError
-from torchdfa.graph import Chain, Graph, is_layer, registered_chain, trace
+from torchdfa.graph import Chain, Graph, is_layer
 from torchdfa.layers import can_reroute
-from torchdfa.probe import bypassed, layer_inputs
+from torchdfa.probe import arguments_of, layer_inputs
+from torchdfa.tracing import record, trace
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Plan:
     ``chains``: for each output, the layers in order of execution, the output layer (where the error is taken)
     last. ``cuts``: the layers that read a detached copy of their input, on which fixed feedback lands.
     ``widths``: the units of each cut layer's input. ``linear_chains``: the runs of fully-connected layers with
-    nothing else between them, along which the product of Eq. 7 is defined.
+    nothing else between them, along which the product of Eq. 7 is defined. ``between``: other modules with parameters
+    (norms, PReLU) between the layers of a head.
     """
 
     chains: tuple[tuple[str, ...], ...]
     cuts: tuple[str, ...]
     widths: dict[str, int]
     linear_chains: tuple[tuple[str, ...], ...]
+    between: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -38,6 +41,11 @@ class Plan:
     def outputs_of(self, name: str) -> list[str]:
         """The outputs whose error reaches the layer ``name``."""
         return [output for output in self.outputs if any(name in c for c in self.chains if c[-1] == output)]
+
+    def earlier(self, name: str) -> tuple[str, ...]:
+        """The cut layers that run before ``name``, in order."""
+        before = [n for chain in self.chains if name in chain for n in chain[: chain.index(name)]]
+        return tuple(n for n in dict.fromkeys(before) if n in self.cuts)
 
     def later(self, name: str) -> tuple[str, ...]:
         """The cut layers that run after ``name``."""
@@ -62,21 +70,28 @@ def make_plan(
     example_input: Any,
 ) -> Plan:
     """Find the layers to convert; every doubt is a ``ConversionError`` that says what could be passed."""
+    if head == "" or (head is not None and str(head) != head):
+        raise ConversionError(f"head={head!r} must be the name of a submodule; {_candidates(model)}")
+    if head is not None and layers != "head":
+        raise ConversionError(f"head={head!r} and layers={layers!r} both choose layers; pass one of them.")
     if layers == "head":
-        chains, cuts = _head(model, head, boundary)
+        chains, cuts, between = _head(model, head, boundary, example_input)
         chains, cuts = _take_error_at(chains, cuts, error_at)
         linear_chains = chains
     else:
         chains, cuts, linear_chains = _chosen(model, layers, error_at, example_input)
+        between = ()
     for name in dict.fromkeys(name for chain in chains for name in chain):
         _require_initialised(model, name)
     for name in dict.fromkeys([*cuts, *(chain[-1] for chain in chains)]):
         _require_convertible(model, name)
-    return Plan(tuple(chains), tuple(cuts), _widths(model, cuts, example_input), tuple(linear_chains))
+    return Plan(tuple(chains), tuple(cuts), _widths(model, cuts, example_input), tuple(linear_chains), between)
 
 
-def _head(model: nn.Module, head: str | None, boundary: str) -> tuple[list[tuple[str, ...]], list[str]]:
-    found = _find_chains(model, head)
+def _head(
+    model: nn.Module, head: str | None, boundary: str, example_input: Any
+) -> tuple[list[tuple[str, ...]], list[str], tuple[str, ...]]:
+    found = _find_chains(model, head, example_input)
     if all(len(chain.names) == 1 for chain in found):
         name = found[0].names[0]
         raise ConversionError(
@@ -88,22 +103,57 @@ def _head(model: nn.Module, head: str | None, boundary: str) -> tuple[list[tuple
     for chain in found:
         direct = chain.has_trunk and boundary == "direct"
         cuts.update(dict.fromkeys(chain.names if direct else chain.names[1:]))
-    return [chain.names for chain in found], list(cuts)
+    return [chain.names for chain in found], list(cuts), tuple(name for chain in found for name in chain.between)
 
 
-def _find_chains(model: nn.Module, head: str | None) -> list[Chain]:
+def _find_chains(model: nn.Module, head: str | None, example_input: Any) -> list[Chain]:
     scope = _submodule(model, head)
     if isinstance(scope, nn.Linear) and head is not None:
         return [Chain((head,), True)]
-    graph = trace(scope)
-    chains = graph.chains() if graph else registered_chain(scope)
+    graph = _graph(model, scope, example_input)
+    chains = graph.chains()
     if not chains:
         raise ConversionError(_no_head_sentence(model, head))
-    if graph is not None:
-        _require_single_calls(graph.calls(), [name for chain in chains for name in chain.names])
+    _require_single_calls(graph.calls(), [name for chain in chains for name in chain.names])
     if head is None:
         return chains
-    return [Chain(tuple(f"{head}.{name}" for name in chain.names), True) for chain in chains]
+    return [Chain(_within(head, chain.names), True, _within(head, chain.between)) for chain in chains]
+
+
+def _within(head: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{head}.{name}" for name in names)
+
+
+def _graph(model: nn.Module, scope: nn.Module, example_input: Any) -> Graph:
+    """The graph of ``scope``, the model or its head: from its code, and where that cannot be read from the example."""
+    reason = ""
+    try:
+        return trace(scope)
+    except Exception as error:  # a forward may raise anything when it is run on proxies
+        reason = _first_line(error)
+    if example_input is None:
+        where = "the model" if scope is model else "head="
+        raise ConversionError(
+            f"how the layers of {where} follow each other cannot be read from its code ({reason}); pass one batch as "
+            "example_input= to follow it through the model, or name a submodule that can be read by itself with head=."
+        )
+    if scope is model:
+        many = isinstance(example_input, (tuple, list))
+        args: tuple[Any, ...] = tuple(example_input) if many else (example_input,)
+        kwargs: dict[str, Any] = {}
+    else:
+        args, kwargs = arguments_of(model, scope, example_input)
+    try:
+        return record(scope, args, kwargs)
+    except Exception as error:
+        raise ConversionError(
+            f"how the layers follow each other cannot be seen, neither in the code ({reason}) nor along "
+            f"example_input= ({_first_line(error)}); name a submodule that can be read by itself with head=."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 def _submodule(model: nn.Module, head: str | None) -> nn.Module:
@@ -144,39 +194,25 @@ def _take_error_at(
 def _chosen(
     model: nn.Module, layers: str | Sequence[str], error_at: str | None, example_input: Any
 ) -> tuple[list[tuple[str, ...]], list[str], list[tuple[str, ...]]]:
-    graph = trace(model)
-    calls = _calls(model, graph, example_input)
+    graph = _graph(model, model, example_input)
+    calls = graph.calls()
     order = list(dict.fromkeys(calls))
     if not order:
         raise ConversionError("the model has no Linear or convolution, so there is no layer to convert.")
-    outputs = [error_at] if error_at else (graph.last_layers() if graph else order[-1:])
+    outputs = [error_at] if error_at else graph.last_layers()
     if error_at is not None and error_at not in order:
         raise ConversionError(f"error_at={error_at!r} is not a Linear or convolution of the model: {order[-8:]}.")
-    chains = [tuple(graph.upstream(out) if graph else order[: order.index(out) + 1]) for out in outputs]
+    chains = [tuple(graph.upstream(out)) for out in outputs]
     reachable = dict.fromkeys(name for chain in chains for name in chain)
     cuts = _chosen_names(model, layers, chains, reachable)
     _require_single_calls(calls, [*cuts, *outputs])
-    if name := _bypassed(model, graph, example_input, cuts):
+    if name := graph.bypassed(set(cuts)):
         raise ConversionError(
             f"a skip connection leads around {name!r}, so its feedback and the error of the layers after it would "
             "add up; leave it out of layers=, or convert the head only (layers='head')."
         )
-    linear_chains = [chain.names for chain in (graph.chains() if graph else registered_chain(model))]
+    linear_chains = [chain.names for chain in graph.chains()]
     return chains, cuts, linear_chains
-
-
-def _bypassed(model: nn.Module, graph: Graph | None, example_input: Any, cuts: list[str]) -> str | None:
-    if graph is not None:
-        return graph.bypassed(set(cuts))
-    return None if example_input is None else bypassed(model, example_input, cuts)
-
-
-def _calls(model: nn.Module, graph: Graph | None, example_input: Any) -> list[str]:
-    if graph is not None:
-        return graph.calls()
-    if example_input is not None:
-        return [name for name, _ in layer_inputs(model, example_input)]
-    return [name for name, module in model.named_modules() if is_layer(module)]
 
 
 def _chosen_names(
@@ -185,7 +221,7 @@ def _chosen_names(
     if layers == "all":
         return [name for name in reachable if any(name in chain[1:] for chain in chains)]
     known = [name for name, module in model.named_modules() if is_layer(module)]
-    if isinstance(layers, str) or not layers:
+    if isinstance(layers, str) or not hasattr(layers, "__iter__") or not layers:
         raise ConversionError(f'layers={layers!r} must be "head", "all" or a list of layer names such as {known[-2:]}.')
     for name in layers:
         if name not in reachable:

@@ -6,8 +6,9 @@ one-line classes below. Within one model the layers share a ``Bus``.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -20,11 +21,13 @@ from torchdfa.updates import InBackwardLinear
 
 
 class Tap(NamedTuple):
-    """The input of a layer that read a detached copy, waiting for the outputs that send it an error."""
+    """One call of a layer that was cut off, waiting for the outputs that send it an error."""
 
-    shape: torch.Size
+    shape: torch.Size  # of its input
     units: int  # of its feedback
-    ports: dict[str, Tensor]  # where each output that has not been computed yet will send to
+    ports: dict[str, Tensor | None]  # where each output to come will send to; None where the input needs no gradient
+    upstream: tuple[str, ...]  # the sites, waiting too, from whose calls its input comes
+    node: int | None  # the number of the autograd node that made its output; None: not known, or none
 
 
 class Bus(threading.local):
@@ -49,44 +52,69 @@ class Rerouted(nn.Module):
     site: str  # the layer's name in the model
     feedback: Feedback | None  # set where the layer reads a detached input
     readers: dict[str, slice]  # the outputs that send to this layer's tap, and their rows of its feedback
+    earlier: tuple[str, ...]  # cut sites upstream, in order: this layer's input comes from their latest calls
     later: tuple[str, ...]  # sites downstream: their taps are stale once this layer is called again
     sends: tuple[str, ...]  # of an output: the sites it sends its error to
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name, callers may pass it by keyword)
-        return self._send(super().forward(self._cut(input)))
-
-    def _cut(self, x: Tensor) -> Tensor:
-        bus = self.bus
+        plain: Callable[[Tensor], Tensor] = super().forward
         if not torch.is_grad_enabled():
-            return x
+            return plain(input)
+        taps = self.bus.taps
         for site in (self.site, *self.later):
-            bus.taps.pop(site, None)
-        if self.feedback is None or not x.requires_grad:
-            return x
-        if bus.watched is not None:
-            bus.watched[self.site] = x
-        if bus.backprop:
-            return x
-        bus.taps[self.site] = Tap(x.shape, self.feedback.shape[1], dict(self._ports(x, self.feedback)))
-        return x.detach()
+            taps.pop(site, None)
+        cut = self.feedback is not None and input.requires_grad
+        if cut and self.bus.watched is not None:
+            self.bus.watched[self.site] = input
+        if self.bus.backprop:
+            return plain(input)
+        upstream = self._upstream(input)
+        ports = self._ports(input) if cut else dict.fromkeys(self.readers)
+        output = plain(input.detach() if cut else input)
+        if self.feedback is not None:
+            taps[self.site] = Tap(input.shape, self.feedback.shape[1], ports, upstream, _node_number(output))
+        return self._send(output, upstream)
 
-    def _ports(self, x: Tensor, feedback: Feedback) -> Iterator[tuple[str, Tensor]]:
-        for output, rows in self.readers.items():
-            yield output, Relay.apply(x, feedback, rows, *feedback.tensors())
+    def _upstream(self, x: Tensor) -> tuple[str, ...]:
+        """The sites of which ``x`` is made: what comes after this layer sends no error to others.
 
-    def _send(self, output: Tensor) -> Tensor:
-        bus = self.bus
-        if bus.backprop or not torch.is_grad_enabled():
-            return output
+        Autograd's graph tells, and ends at the outputs of the layers that were cut before. So an error stops where
+        the model stops it (``detach``, ``no_grad``), and never reaches the activations of another call.
+        """
+        waiting = {site: tap for site in self.earlier if (tap := self.bus.taps.get(site)) is not None}
+        if not waiting:
+            return ()
+        linked = {site for tap in waiting.values() for site in tap.upstream}
+        if torch.compiler.is_compiling():
+            direct = [site for site in waiting if site not in linked]
+        else:
+            made = _reached(x, {tap.node for tap in waiting.values()})
+            direct = [s for s, t in waiting.items() if t.node in made or (t.node is None and s not in linked)]
+        if not direct and x.grad_fn is not None:
+            raise ConversionError(
+                f"layer {self.site!r} reads what does not come from the latest call of the layers before it "
+                f"({', '.join(map(repr, waiting))}), so its error would reach another batch; call the parts of "
+                "the model one after the other for each batch."
+            )
+        return tuple(dict.fromkeys(name for site in direct for name in (*waiting[site].upstream, site)))
+
+    def _ports(self, x: Tensor) -> dict[str, Tensor | None]:
+        feedback = cast("Feedback", self.feedback)
+        return {out: Relay.apply(x, feedback, rows, *feedback.tensors()) for out, rows in self.readers.items()}
+
+    def _send(self, output: Tensor, upstream: tuple[str, ...]) -> Tensor:
+        taps = self.bus.taps
         ports: list[Tensor] = []
-        for site in self.sends:
-            tap = bus.taps.get(site)
+        for site in (*upstream, self.site):
+            tap = taps.get(site)
             if tap is None or self.site not in tap.ports:
                 continue
-            self._check_shapes(site, tap, output)
-            ports.append(tap.ports.pop(self.site))
+            port = tap.ports.pop(self.site)
             if not tap.ports:
-                del bus.taps[site]
+                del taps[site]
+            if port is not None:
+                self._check_shapes(site, tap, output)
+                ports.append(port)
         return SendError.apply(output, *ports) if ports else output
 
     def _check_shapes(self, site: str, tap: Tap, output: Tensor) -> None:
@@ -106,6 +134,32 @@ class Rerouted(nn.Module):
         if self.sends:
             parts.append(f"sends_error_to={list(self.sends)}")
         return ", ".join(parts)
+
+
+def _node_number(output: Tensor) -> int | None:
+    """The number of the autograd node that made ``output``; they rise in each thread, and none comes twice."""
+    if torch.compiler.is_compiling() or output.grad_fn is None:
+        return None
+    return output.grad_fn._sequence_nr()
+
+
+def _reached(x: Tensor, wanted: set[int | None]) -> set[int]:
+    """Those of the nodes ``wanted`` from which ``x`` comes without another of them between."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    oldest = min((number for number in wanted if number is not None), default=math.inf)
+    pending = [x.grad_fn]
+    while pending:
+        node = pending.pop()
+        number = -1 if node is None else node._sequence_nr()
+        if node is None or number < oldest or number in seen:
+            continue
+        seen.add(number)
+        if number in wanted:
+            found.add(number)
+        else:
+            pending += [parent for parent, _ in node.next_functions]
+    return found
 
 
 class FeedbackLinear(Rerouted, nn.Linear):
@@ -135,7 +189,7 @@ _CLASSES: dict[type[nn.Module], type[Rerouted]] = {
     nn.Conv2d: FeedbackConv2d,
     nn.Conv3d: FeedbackConv3d,
 }
-_ATTRIBUTES = ("bus", "site", "feedback", "readers", "later", "sends")
+_ATTRIBUTES = ("bus", "site", "feedback", "readers", "earlier", "later", "sends")
 
 
 def can_reroute(layer: nn.Module) -> bool:
@@ -150,6 +204,7 @@ def reroute_(
     *,
     feedback: Feedback | None,
     readers: dict[str, slice],
+    earlier: tuple[str, ...],
     later: tuple[str, ...],
     sends: tuple[str, ...],
 ) -> None:
@@ -157,7 +212,7 @@ def reroute_(
     layer.__class__ = _CLASSES[type(layer)]
     rerouted = cast("Rerouted", layer)
     rerouted.bus, rerouted.site, rerouted.feedback = bus, site, feedback
-    rerouted.readers, rerouted.later, rerouted.sends = readers, later, sends
+    rerouted.readers, rerouted.earlier, rerouted.later, rerouted.sends = readers, earlier, later, sends
 
 
 def plain_class(layer: Rerouted) -> type[nn.Module]:

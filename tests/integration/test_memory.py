@@ -56,7 +56,7 @@ def step(model: nn.Module) -> None:
 @pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "bdfa", "frozen"])
 @pytest.mark.parametrize("name", list(cases.MODELS))
 def test_no_activation_outlives_the_backward(name: str, rule: str) -> None:
-    model = convert_(cases.make(name), rule)
+    model = convert_(cases.make(name), rule, example_input=cases.batch()[0])
     found = follow(model)
     step(model)
     assert found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -222,15 +224,113 @@ class Attention(nn.Module):
 
 def test_an_untraceable_transformer_is_not_taken_for_a_chain() -> None:
     """Query, key, value and the rest follow each other in registration and fit in width, and are no chain."""
-    with pytest.raises(ConversionError, match="one layer"):
-        convert_(nn.Sequential(nn.Embedding(11, 8), Attention(), Attention(), nn.Linear(8, 5)), "dfa")
+    ids = torch.arange(12).view(3, 4) % 11
+    for model in (
+        nn.Sequential(nn.Embedding(11, 8), Attention(), Attention(), nn.Linear(8, 5)),
+        nn.Sequential(OrderedDict(head=nn.Linear(8, 5), blocks=Attention(), embed=nn.Embedding(11, 8)))[::-1],
+    ):
+        with pytest.raises(ConversionError, match=r"TraceError.*example_input="):
+            convert_(model, "dfa")
+        with pytest.raises(ConversionError, match="one layer"):
+            convert_(model, "dfa", example_input=ids)
     torch.manual_seed(0)
     head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 5))
     model = nn.Sequential(nn.Embedding(11, 8), Attention(), Attention(), head)
-    convert_(model, "dfa", init="product")
+    convert_(copy.deepcopy(model), "dfa", init="product", head="3")
+    convert_(model, "dfa", init="product", example_input=ids)
     assert [row.layer for row in torchdfa.report(model).rows] == ["(12 before)", "3.0", "3.2"]
-    ids = torch.arange(12).view(3, 4) % 11
     assert all(g is not None for g in gradients.of(model, model(ids).square().sum()).values())
+
+
+class Checked(nn.Module):
+    """One assertion on a shape, as everyone writes it; the layers are those of `network`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        assert isinstance(x, Tensor)
+        assert x.shape[1] == 1 if x.dim() == 4 else x.sum() < 1e9
+        return self.network(x)
+
+
+class TwinCritic(nn.Module):
+    """Two networks on the same input, one registered after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l1, self.l2, self.l3 = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.l4, self.l5, self.l6 = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.l3(F.relu(self.l2(F.relu(self.l1(x)))))
+        return first, self.l6(F.relu(self.l5(F.relu(self.l4(x)))))
+
+
+class FlatResidual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(1, 4, 3)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(144, 144), nn.Linear(144, 144), nn.Linear(144, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(x).relu().flatten(1)
+        h[:, 0] = 0
+        return self.fc3(h + self.fc2(self.fc1(h).relu()))
+
+
+@pytest.mark.parametrize("name", [*cases.MODELS, "critic", "residual in the head", "token"])
+def test_an_example_shows_of_a_model_what_its_code_shows(name: str) -> None:
+    """The same layers, or the same refusal, with an assertion in the way of the trace as without it."""
+    x = torch.randn(3, 6) if name == "critic" else cases.batch()[0]
+    build = {
+        "critic": TwinCritic,
+        "residual in the head": FlatResidual,
+        "token": lambda: nn.Sequential(nn.Flatten(0, 2), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 3)),
+    }.get(name, lambda: cases.make(name))
+
+    def found(model: nn.Module, prefix: str = "") -> Any:
+        try:
+            convert_(model, "dfa", example_input=x)
+        except ConversionError as error:
+            return str(error).replace(f"'{prefix}", "'")
+        plan = model._torchdfa.plan
+        return [[n.removeprefix(prefix) for n in names] for names in (*plan.chains, plan.cuts)]
+
+    before = {n: b.clone() for n, b in build().named_buffers()}
+    checked = Checked(build())
+    with pytest.raises(ConversionError, match="cannot be read from its code"):
+        convert_(checked, "dfa")
+    assert found(checked, "network.") == found(build())
+    assert all(torch.equal(b, checked.network.get_buffer(n)) for n, b in before.items())
+
+
+def test_a_head_that_cannot_be_read_is_followed_from_what_it_is_called_with() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), Checked(nn.Sequential(*cases.mlp()[1:])))
+    model[2].network[0] = nn.Linear(144, 16)
+    with pytest.raises(ConversionError, match=r"layers of head= .*example_input="):
+        convert_(model, "dfa", head="2")
+    convert_(model, "dfa", head="2", example_input=cases.batch()[0])
+    assert model._torchdfa.plan.cuts == ("2.network.0", "2.network.2", "2.network.4")
+
+
+def test_what_a_recording_cannot_follow_is_refused() -> None:
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, error: Tensor) -> Tensor:
+            return error
+
+    class Hidden(cases.Untraceable):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(Own.apply(self.fc1(self.conv(x).flatten(1))) if x.sum() < 1e9 else x)
+
+    with pytest.raises(ConversionError, match=r"made by OwnBackward.*head="):
+        convert_(Hidden(), "dfa", example_input=cases.batch()[0])
 
 
 def test_a_head_applied_to_every_token() -> None:
