@@ -118,6 +118,8 @@ def test_converting_twice_is_refused_and_changes_nothing() -> None:
         ({"boundary": "open"}, "boundary='open' must be one of 'direct', 'transpose'"),
         ({"boundary": "transpose", "layers": ["classifier.0"]}, "layers="),
         ({"seed": 0.5}, "seed=0.5 must be an integer"),
+        ({"layers": 3}, 'layers=3 must be "head", "all" or a list of layer names'),
+        ({"head": ""}, "head='' is not a submodule of the model"),
         ({"rule": "dfa", "layers": "all", "init": "product", "example_input": torch.zeros(1, 1, 8, 8)}, "Eq. 7"),
         ({"rule": "dfa", "layers": "all", "scale": "match", "example_input": torch.zeros(1, 1, 8, 8)}, 'scale="he"'),
     ],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,10 +110,10 @@ def _find_chains(model: nn.Module, head: str | None) -> list[Chain]:
 def _submodule(model: nn.Module, head: str | None) -> nn.Module:
     if head is None:
         return model
-    try:
-        return model.get_submodule(head)
-    except AttributeError:
-        raise ConversionError(f"head={head!r} is not a submodule of the model; {_candidates(model)}") from None
+    with suppress(AttributeError):
+        if head != "":  # which is torch's name of the model itself
+            return model.get_submodule(head)
+    raise ConversionError(f"head={head!r} is not a submodule of the model; {_candidates(model)}")
 
 
 def _no_head_sentence(model: nn.Module, head: str | None) -> str:
@@ -185,7 +186,7 @@ def _chosen_names(
     if layers == "all":
         return [name for name in reachable if any(name in chain[1:] for chain in chains)]
     known = [name for name, module in model.named_modules() if is_layer(module)]
-    if isinstance(layers, str) or not layers:
+    if isinstance(layers, str) or not isinstance(layers, Collection) or not layers:
         raise ConversionError(f'layers={layers!r} must be "head", "all" or a list of layer names such as {known[-2:]}.')
     for name in layers:
         if name not in reachable:
