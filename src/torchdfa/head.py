@@ -181,7 +181,7 @@ def _calls(model: nn.Module, graph: Graph | None, example_input: Any) -> list[st
 
 
 def _chosen_names(
-    model: nn.Module, layers: str | Sequence[str], chains: list[tuple[str, ...]], reachable: dict[str, None]
+    model: nn.Module, layers: Any, chains: list[tuple[str, ...]], reachable: dict[str, None]
 ) -> list[str]:
     if layers == "all":
         return [name for name in reachable if any(name in chain[1:] for chain in chains)]
