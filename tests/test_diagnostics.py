@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import cases
 import torchdfa
@@ -89,6 +90,20 @@ def test_no_figure_where_the_true_gradient_vanishes() -> None:
     assert "vanishes" in found.updates["classifier.0"].reason
     assert found.feedback["classifier.0"].cosine is None
     assert found.updates["classifier.5"].degrees is not None
+
+
+def test_weights_that_are_made_in_every_forward_say_so() -> None:
+    model = cases.make("vgg")
+    prune.l1_unstructured(model.classifier[3], "weight", 0.5)
+    nn.utils.parametrizations.weight_norm(model.features[0])
+    torchdfa.convert_(model, "dfa")
+    model(cases.batch()[0])
+    found = measure(model, closure(model)).updates
+    assert list(found) == ["features.0", "classifier.0", "classifier.3", "classifier.5"]
+    for name in ("features.0", "classifier.3"):
+        assert found[name].degrees is None
+        assert "made anew in every forward" in found[name].reason
+    assert found["classifier.0"].degrees is not None
 
 
 def test_unused_layers_say_so() -> None:

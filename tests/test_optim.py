@@ -7,6 +7,7 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -437,6 +438,33 @@ def test_hooks_on_a_weight_get_a_gradient(model: nn.Module) -> None:
         return loss_of(model, i)
 
     assert_equals_sgd(model, loss)
+
+
+def test_post_accumulate_hooks_find_no_gradient(model: nn.Module) -> None:
+    _optimizer = InBackwardSGD(model, lr=0.05)
+    seen = []
+    for parameter in (model.classifier[3].weight, model.classifier[3].bias):
+        parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
+    loss_of(model).backward()
+    assert seen == [None, None]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_loss_through_another_model_updates_that_too_unless_it_is_frozen(frozen: bool) -> None:
+    torch.manual_seed(0)
+    critic, maker = nn.Linear(4, 1), nn.Linear(2, 4)
+    of_critic, of_maker = InBackwardSGD(critic, lr=0.1), InBackwardSGD(maker, lr=0.1)
+    before, made = critic.weight.detach().clone(), maker.weight.detach().clone()
+    critic.requires_grad_(not frozen)
+    critic(maker(torch.ones(3, 2))).sum().backward()
+    of_maker.step()
+    critic.requires_grad_(True)
+    assert not torch.equal(maker.weight, made)
+    assert torch.equal(critic.weight, before) == frozen
+    with nullcontext() if frozen else pytest.raises(RunError, match="second gradient"):
+        critic(torch.ones(3, 4)).sum().backward()
+        of_critic.step()
+        assert not torch.equal(critic.weight, before)
 
 
 def test_steps_with_a_closure_and_gradients_set_by_hand(model: nn.Module) -> None:

@@ -33,6 +33,9 @@ class Angle:
     reason: str | None = None
 
 
+DERIVED = Angle(None, None, "the weight is made anew in every forward (weight norm, pruning), so it has no gradient")
+
+
 @dataclass(frozen=True)
 class Alignment:
     """A layer's feedback beside the present product of the forward weights (Eq. 7): the cosine of the two as
@@ -88,15 +91,20 @@ def measure(model: nn.Module, closure: Callable[[], Tensor]) -> Measurement:
         _, true_updates, true_errors = _gradients(owner, conversion, closure, weights)
     return Measurement(
         loss,
-        {name: _angle(updates[name], true_updates[name]) for name in weights},
+        {name: _angle(updates[name], true_updates[name]) if name in weights else DERIVED for name in _learning(owner)},
         {name: _alignment(owner, conversion, name) for name in conversion.plan.cuts if _feedback(owner, name)},
         {name: _angle(errors[name], true_errors[name]) for name in _boundary(conversion) if name in errors},
     )
 
 
-def _trained_weights(owner: nn.Module) -> dict[str, Tensor]:
+def _learning(owner: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose weight learns, itself or through what it is made of."""
     layers = ((name, module) for name, module in owner.named_modules() if is_layer(module))
-    return {name: layer.weight for name, layer in layers if layer.weight.requires_grad}
+    return {n: m for n, m in layers if any(p.requires_grad and k != "bias" for k, p in m.named_parameters())}
+
+
+def _trained_weights(owner: nn.Module) -> dict[str, Tensor]:
+    return {n: m.weight for n, m in _learning(owner).items() if isinstance(m.weight, nn.Parameter)}
 
 
 def _boundary(conversion: Conversion) -> list[str]:

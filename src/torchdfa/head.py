@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def make_plan(
     example_input: Any,
 ) -> Plan:
     """Find the layers to convert; every doubt is a ``ConversionError`` that says what could be passed."""
-    if head == "" or (head is not None and str(head) != head):
+    if head == "" or (head is not None and str(head) != head):  # "" is torch's name of the model itself
         raise ConversionError(f"head={head!r} must be the name of a submodule; {_candidates(model)}")
     if head is not None and layers != "head":
         raise ConversionError(f"head={head!r} and layers={layers!r} both choose layers; pass one of them.")
@@ -216,12 +216,12 @@ def _chosen(
 
 
 def _chosen_names(
-    model: nn.Module, layers: str | Sequence[str], chains: list[tuple[str, ...]], reachable: dict[str, None]
+    model: nn.Module, layers: Any, chains: list[tuple[str, ...]], reachable: dict[str, None]
 ) -> list[str]:
     if layers == "all":
         return [name for name in reachable if any(name in chain[1:] for chain in chains)]
     known = [name for name, module in model.named_modules() if is_layer(module)]
-    if isinstance(layers, str) or not hasattr(layers, "__iter__") or not layers:
+    if isinstance(layers, str) or not isinstance(layers, Collection) or not layers:
         raise ConversionError(f'layers={layers!r} must be "head", "all" or a list of layer names such as {known[-2:]}.')
     for name in layers:
         if name not in reachable:

@@ -98,8 +98,8 @@ class SendError(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.ports = [((-1, *port.shape[1:]), port.dtype) for port in inputs[1:]]
+        ctx.ports = [((-1, *port.shape[1:]), port.device, port.dtype) for port in inputs[1:]]
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, ...]:
-        return error, *[error.reshape(shape).to(dtype) for shape, dtype in ctx.ports]
+        return error, *[error.reshape(shape).to(device, dtype) for shape, device, dtype in ctx.ports]

@@ -412,6 +412,38 @@ def test_networks_that_a_rule_cannot_serve(layers: list[nn.Module], arguments: d
     assert not any(hasattr(m, "_torchdfa") or hasattr(m, "bus") for m in model.modules())
 
 
+class ToCpu(torch.autograd.Function):
+    """From the meta device, whose tensors have no values, with an error that goes back there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.zeros(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> Tensor:
+        return error.to("meta")
+
+
+def test_errors_reach_layers_on_another_device() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.fc3 = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
+            self.move: Callable[[Tensor], Tensor] = lambda h: h
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc3(self.move(self.fc2(self.fc1(x).relu())))
+
+    model = convert_(Split(), "dfa")
+    model.fc1.to("meta")
+    model.fc2.to("meta")
+    model.move = ToCpu.apply
+    model(torch.zeros(4, 6, device="meta")).sum().backward()
+    assert {name: str(p.grad.device) for name, p in model.named_parameters() if p.grad is not None} == {
+        f"fc{i}.{part}": "cpu" if i == 3 else "meta" for i in (1, 2, 3) for part in ("weight", "bias")
+    }
+
+
 def test_rows_that_do_not_fit_are_named_before_any_gradient() -> None:
     """Flattening between the layers: the first forward says so, where the shapes are known."""
     model = convert_(nn.Sequential(nn.Conv1d(2, 2, 1), nn.Linear(6, 8), nn.Flatten(), nn.Linear(16, 3)), "dfa")
