@@ -74,7 +74,8 @@ class Unread(nn.Module):
 def test_frozen_keeps_all_that_lies_between_the_heads_layers(way: str) -> None:
     layers = head_with_more_that_learns()
     model = Unread(layers) if way != "traced" else layers
-    torchdfa.convert_(model, "frozen", head="layers" if way == "head" else None)
+    told = {"head": {"head": "layers"}, "untraced": {"example_input": torch.zeros(1, 1, 8, 8)}, "traced": {}}[way]
+    torchdfa.convert_(model, "frozen", **told)
     assert [n for n, p in layers.named_parameters() if p.requires_grad] == [
         *("0.weight", "0.bias", "1.weight", "1.bias", "9.weight", "9.bias", "10.weight")
     ]
