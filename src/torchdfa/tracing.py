@@ -45,8 +45,10 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> G
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    parameters: dict[int, Any] = {id(p): p for p in model.parameters()}
-    return copy.deepcopy(model, parameters)
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    for module in model.modules():  # hooks of weight_norm and of pruning leave made weights, which nothing can copy
+        shared |= {id(v): v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf}
+    return copy.deepcopy(model, shared)
 
 
 class _Tracer(fx.Tracer):
