@@ -56,10 +56,13 @@ def demo(arguments: list[str]) -> int:
     """Train with the defaults of `torchdfa train`, into runs/demo or the next free runs/demo-<n>."""
     python = set_up(ROOT / ".venv", "run")
     folders = (f"runs/demo-{n}" if n > 1 else "runs/demo" for n in itertools.count(1))
-    out = [] if "--out" in arguments or "--resume" in arguments else ["--out", first_free(folders)]
+    given = {argument.partition("=")[0] for argument in arguments}
+    out = [] if given & {"--out", "--resume"} else ["--out", first_free(folders)]
     training = subprocess.Popen([python, "-m", "torchdfa", "train", *out, *arguments], cwd=ROOT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the training itself, which saves and stops
-    return training.wait()
+    code = training.wait()
+    print(f"dev.py: the program 'torchdfa' is {Path(python).with_name('torchdfa').relative_to(ROOT)}")
+    return code
 
 
 def first_free(folders: Iterator[str]) -> str:

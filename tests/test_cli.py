@@ -45,7 +45,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         (["train", "--model", "resnet"], "--model must be one of cnn, mlp, vgg16; got 'resnet'"),
         (["train", "--schedule", "none"], "--schedule must be one of cosine, step, constant; got 'none'"),
         (["train", "--lr", "0"], "--lr must be a positive number; got 0.0"),
-        (["train", "--epoch", "3"], "No such option: --epoch"),
+        (["train", "--epoch", "3"], "see 'torchdfa train --help'"),
         (["train", "--epochs", "many"], "Invalid value for '--epochs'"),
         (["train", "extra"], "extra"),
         (["trian"], "No such command 'trian'"),
@@ -69,6 +69,13 @@ def test_wrong_usage_is_one_sentence_and_code_2(
     assert err.count("\n") == 1
     assert sentence in err
     assert not list(here.iterdir())
+
+
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "otb")
+    assert code == 2
+    assert "report" in out + err
+    assert "torchdfa: " not in err
 
 
 def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str], here: Path) -> None:

@@ -19,6 +19,9 @@ def main() -> int:
             raise
         print(f"torchdfa: this command needs {error.name}: pip install 'torchdfa[train]'", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while libraries were still loading
+        print("torchdfa: stopped before it began", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

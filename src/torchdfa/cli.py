@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         # Typer's own errors of usage, whichever library it has them from.
         if hasattr(error, "format_message"):
-            return _say(f"{error.format_message().rstrip('.')}; see 'torchdfa --help'", 2)
+            message = error.format_message().rstrip(".")  # none where a group without a command has shown its help
+            command = getattr(getattr(error, "ctx", None), "command_path", None) or "torchdfa"
+            return _say(f"{message}; see '{command} --help'", 2) if message else 2
         raise
     return int(code or 0)
 

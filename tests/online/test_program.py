@@ -98,7 +98,7 @@ def test_a_byte_that_is_no_text_costs_one_line_of_stdin(here, capsys, monkeypatc
     lines[100] = b"a,\xff" + lines[100][2:]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"".join(lines)), encoding="utf-8"))
     assert main(["online", "-", "--hidden", "4", "--out", "o"]) == 0
-    assert "warning: 1 samples could not be used line 101 is not a label and numbers" in capsys.readouterr().err
+    assert "warning: 1 samples could not be used: line 101 is not a label and numbers" in capsys.readouterr().err
     assert OnlineHead.load(here / "o" / "head.safetensors").updates_ == 299
 
 
@@ -132,9 +132,20 @@ def test_wrong_words(here, capsys, arguments, sentence):
 def test_a_stream_without_samples(here, capsys):
     (here / "empty.csv").write_text("label,a,b\n")
     assert main(["online", "empty.csv"]) == 2
-    assert "empty.csv holds no sample that could be learned" in capsys.readouterr().err
+    assert "empty.csv holds no sample that could be learned; lines must be label,number" in capsys.readouterr().err
+    (here / "empty.csv").write_text("label;a;b\nx;1;2\n")
+    assert main(["online", "empty.csv"]) == 2
+    assert "could be learned (line 2 lacks finite numbers); lines must be" in capsys.readouterr().err
     (here / "empty.csv").write_text("label,a,b\nx,1,2\ny,2,1\n")
     assert main(["online", "empty.csv", "--hidden", "4"]) == 0
+    assert "table, curves and the last head" in capsys.readouterr().out  # too few samples for a picture
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_label(here):
+    text = "x,1,2\ny,2,1\nx,1,1\n"
+    (here / "marked.csv").write_text(text, encoding="utf-8-sig")
+    assert main(["online", "marked.csv", "--hidden", "4", "--out", "o"]) == 0
+    assert OnlineHead.load("o/head.safetensors").classes_.tolist() == ["x", "y"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

@@ -61,6 +61,10 @@ def test_an_npz(tmp_path):
         ({"X": np.array([["a"]]), "y": np.zeros(1, int)}, "numbers"),
         ({"X": np.zeros((3, 2)), "y": np.zeros(3)}, "must hold labels"),
         ({"X": np.zeros((3, 2)), "y": np.zeros(3, int), "X_test": np.zeros((1, 2))}, "X_test"),
+        (
+            {"X": np.zeros((3, 2)), "y": np.zeros(3, int), "X_test": np.zeros((1, 4)), "y_test": np.zeros(1, int)},
+            "X_test must have as many features as X; found 4 and 2",
+        ),
         ({"X": np.array([[{}]]), "y": np.zeros(1, int)}, "damaged or no NPZ of plain arrays"),
     ],
 )

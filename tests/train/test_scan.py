@@ -118,6 +118,18 @@ def test_linked_class_folders_and_linked_photos_are_followed(tmp_path: Path) -> 
     assert found(root) == {"cat": ["cat/1.jpg"], "dog": ["dog/1.jpg", "dog/2.jpg"]}
 
 
+@pytest.mark.parametrize("names", [("training_set", "test_set"), ("val", "test"), ("a", "b", "c")])
+def test_parts_by_other_names_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    tree(tmp_path, *(f"{part}/{name}/1.jpg" for part in names for name in ("cat", "dog")))
+    with pytest.raises(UsageError, match="look like parts of the data, not classes; name them train/ and test/"):
+        scan(tmp_path)
+
+
+def test_classes_whose_photos_lie_in_one_folder_of_the_same_name_are_classes(tmp_path: Path) -> None:
+    tree(tmp_path, "a/img/1.jpg", "b/img/1.jpg")
+    assert set(found(tmp_path)) == {"a", "b"}
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path, "a/1.jpg", "b/locked/1.jpg")
     whole = os.scandir

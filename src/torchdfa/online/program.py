@@ -103,10 +103,10 @@ def online(source: str, config: OnlineConfig, out: str | Path | None = None) -> 
     labels = None if config.classes is None else sorted(name.strip() for name in config.classes.split(","))
     if source == "-":
         if isinstance(sys.stdin, io.TextIOWrapper):  # a wrong byte would else take a whole buffer of lines with it
-            sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="")
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline="")
         return _run(folder, config, source, [({}, streams.read_lines(sys.stdin), labels)], {})
     try:
-        with Path(source).open(encoding="utf-8", errors="replace", newline="") as lines:
+        with Path(source).open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             return _run(folder, config, source, [({}, streams.read_lines(lines), labels)], {})
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}") from None
@@ -132,12 +132,14 @@ def _run(
         settings = {"source": source, **_settings(config, head)}
         runs.write_json(folder / SETTINGS, {"format": 1, "settings": settings, "machine": machine.describe()})
         rows: list[dict[str, Any]] = []
+        refusal = None
         for key, rule, stream, classes in _turns(config, found):
             head = config.head(rule, config.seed)
-            figures = _figures(config, head, stream, classes, data, signals)
-            if figures is None:
+            record = _learn(config, head, stream, classes, data, signals)
+            if not record.updates:
+                refusal = record.last_refusal
                 break
-            rows.append({"rule": head.rule, **key} | figures)
+            rows.append({"rule": head.rule, **key} | _figures(config, head, record, data))
             _print(rows[-1])
             if signals.signum:
                 break
@@ -148,7 +150,9 @@ def _run(
     if signals.signum:
         raise StreamStopped(signals.signum, folder, rows[-1]["samples"] if rows else 0)
     if not rows:
-        raise UsageError(f"{'stdin' if source == '-' else source} holds no sample that could be learned")
+        why = f" ({refusal.splitlines()[0].rstrip('.')})" if refusal else ""
+        form = "" if data else "; lines must be label,number,number,... in UTF-8"
+        raise UsageError(f"{'stdin' if source == '-' else source} holds no sample that could be learned{why}{form}")
     return rows
 
 
@@ -168,15 +172,15 @@ def _turns(config: OnlineConfig, found: Iterable[Stream]) -> Iterator[tuple[dict
             yield key, rule, samples, classes
 
 
-def _figures(
+def _learn(
     config: OnlineConfig,
     head: OnlineHead,
     samples: Iterable[streams.Sample],
     classes: Any,
     data: dict[str, NDArray[Any]],
     signals: StopSignals,
-) -> dict[str, Any] | None:
-    """One stream through one head; None where no sample could be learned."""
+) -> Record:
+    """One stream through one head."""
 
     def each(record: Record, full: bool) -> bool:
         if full and not data:
@@ -184,10 +188,11 @@ def _figures(
         return bool(signals.signum)
 
     window = config.window or (max(1, len(data["y"]) // 20) if data else 100)
-    record = evaluate(head, samples, classes=classes, window=window, delay=config.delay, each=each)
-    if not record.updates:
-        return None
-    figures = {"window": window, "delay": config.delay, **record.figures(), "undone": head.undone_}
+    return evaluate(head, samples, classes=classes, window=window, delay=config.delay, each=each)
+
+
+def _figures(config: OnlineConfig, head: OnlineHead, record: Record, data: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    figures = {"window": record.window, "delay": config.delay, **record.figures(), "undone": head.undone_}
     if "X_test" in data:
         figures["test"] = round(100 * head.score(data["X_test"], data["y_test"]), 3)
     return figures | {"bytes": head.memory().to_dict(), "last_refusal": record.last_refusal, "points": record.points}
@@ -203,7 +208,8 @@ def _print(row: dict[str, Any]) -> None:
     )
     for name, what in (("refused", "samples could not be used"), ("undone", "updates were not made")):
         if row[name]:
-            print(f"warning: {row[name]} {what} {row['last_refusal'] if name == 'refused' else ''}", file=sys.stderr)
+            last = (row["last_refusal"] or "").partition("\n")[0] if name == "refused" else ""
+            print(f"warning: {row[name]} {what}{last and ': '}{last}", file=sys.stderr)
 
 
 def _conclude(folder: Path, head: OnlineHead, rows: list[dict[str, Any]]) -> None:
@@ -225,7 +231,7 @@ def _conclude(folder: Path, head: OnlineHead, rows: list[dict[str, Any]]) -> Non
         curves(found, rows[0]["window"], folder / PICTURE)
     head.save(folder / HEAD)
     runs.write_manifest(folder)
-    print(f"table, curves, picture and the last head: {folder}")
+    print(f"table, curves{', picture' if found else ''} and the last head: {folder}")
     if any(row.get("order") in ("class", "bursts") for row in rows) and not head.replay:
         print(
             "Accuracy before learning is no measure of what is kept where classes come one after the other: it is high "

@@ -67,6 +67,9 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     for x, y in (("X", "y"), ("X_test", "y_test")):
         if x in found or y in found or x == "X":
             _check_pair(path, found.get(x), found.get(y), x, y)
+    if "X_test" in found and found["X_test"].shape[1] != found["X"].shape[1]:
+        widths = f"{found['X_test'].shape[1]} and {found['X'].shape[1]}"
+        raise UsageError(f"{path}: X_test must have as many features as X; found {widths}")
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, and is refused as a sample
         return found | {name: found[name].astype(np.float32) for name in ("X", "X_test") if name in found}
 

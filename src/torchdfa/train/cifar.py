@@ -114,8 +114,9 @@ def load(name: str, *, data_dir: Path | None, download: bool) -> Cifar:
     if place is None:
         raise UsageError(
             f"{name} was not found in {' or '.join(str(root.absolute()) for root in roots)}, which should hold "
-            f"{layout.folder}/ or {layout.archive}; fetch it from {ADDRESS} with --download "
-            f"({layout.archive_bytes / 1e6:.0f} MB), or name its folder with --data-dir."
+            f"{layout.folder}/ or {layout.archive}; fetch it from {ADDRESS} "
+            f"({layout.archive_bytes / 1e6:.0f} MB; torchdfa train and paper run do so with --download), or name its "
+            "folder with --data-dir."
         )
     return _read(layout, place)
 

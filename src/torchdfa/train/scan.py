@@ -43,6 +43,7 @@ def scan(root: Path) -> Scan:
         found.test = _classes(_class_folders(tests[0], found), found)
         found.warnings += [f"{unused.name}/ was not used: {tests[0].name}/ is the test set." for unused in tests[1:]]
     else:
+        _refuse_parts(root, folders)
         found.train = _classes(folders, found)
     if found.heic:
         first = readable(min(found.heic).relative_to(root))
@@ -122,6 +123,18 @@ def _check_ready_made(root: Path, parts: dict[str, Path]) -> None:
         raise UsageError(
             f"{root} has train and test folders and {readable(others[0])}/ beside them, so it is not clear which are "
             f"classes; keep either class folders alone in it, or train/ and test/ alone."
+        )
+
+
+def _refuse_parts(root: Path, folders: dict[str, Path]) -> None:
+    """Folders of folders that share names, with no photo of their own, are parts by other names, not classes."""
+    inside = [{entry.name for entry in _listed(folder) if not _hidden(entry.name)} for folder in folders.values()]
+    shared = set.intersection(*inside) if len(inside) > 1 else set()
+    if len(shared) > 1 and all((folder / name).is_dir() for folder in folders.values() for name in shared):
+        parts = " and ".join(f"{readable(name)}/" for name in sorted(folders))
+        raise UsageError(
+            f"{root} holds {parts}, each with folders of the same names, so they look like parts of the data, not "
+            "classes; name them train/ and test/, or give a folder that holds the class folders themselves."
         )
 
 
