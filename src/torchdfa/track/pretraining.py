@@ -163,7 +163,7 @@ def pretrain(
     config, out = config or PretrainConfig(), Path(out)
     if (out / WEIGHTS).is_file():
         return out / WEIGHTS
-    out.mkdir(parents=True, exist_ok=True)
+    runs.make(out)
     if config.threads:
         torch.set_num_threads(config.threads)
     run = Pretraining(config, find_clips([Path(root) for root in roots]))

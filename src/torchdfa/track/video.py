@@ -15,6 +15,7 @@ from PIL import Image
 from torchdfa.errors import RunError, UsageError
 from torchdfa.track.frames import pixels
 from torchdfa.track.sequences import frame_files
+from torchdfa.train import runs
 
 Pixels = NDArray[np.uint8]
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -127,11 +128,13 @@ class _Nowhere:
 class _Folder(_Nowhere):
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
-        folder.mkdir(parents=True, exist_ok=True)
+        runs.make(folder)
 
     def write(self, frame: Pixels) -> None:
         self._count += 1
-        Image.fromarray(frame).save(self._folder / f"{self._count:06d}.jpg", quality=90)
+        path = self._folder / f"{self._count:06d}.jpg"
+        with runs.writing(path):
+            Image.fromarray(frame).save(path, quality=90)
 
 
 class _File(_Nowhere):
@@ -141,7 +144,7 @@ class _File(_Nowhere):
         self._cv2, self._path, self._fps = _cv2(), path, fps
         self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
         self._open: Any = None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        runs.make(path.parent)
 
     def write(self, frame: Pixels) -> None:
         if self._open is None:
@@ -155,5 +158,15 @@ class _File(_Nowhere):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._open is not None:
             self._open.release()
-            if self._partial.is_file():
-                self._partial.replace(self._path)
+            if not _plays(self._cv2, self._partial):  # OpenCV says nothing of a full disk
+                self._partial.unlink(missing_ok=True)
+                raise RunError(f"{self._path} cannot be written; free space, or take another place")
+            self._partial.replace(self._path)
+
+
+def _plays(cv2: Any, path: Path) -> bool:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return bool(capture.read()[0])
+    finally:
+        capture.release()
