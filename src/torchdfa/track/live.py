@@ -89,7 +89,8 @@ def track(
     lines = [_Line(t, colour) for t, colour in zip(trackers, itertools.cycle(draw.COLOURS), strict=False)]
     signum: int | None = None
     try:
-        signum = _go(lines, itertools.chain([first], stream), box, video_out, _total(source, frames))
+        writer = video.writer(video_out, video.rate(source))
+        signum = _go(lines, itertools.chain([first], stream), box, writer, _total(source, frames))
     except (UsageError, RunError) as error:  # such as a frame that cannot be read, or a full disk
         if not lines[0].rows:
             raise
@@ -134,8 +135,8 @@ def _first_box(box: Any, select: bool, first: NDArray[np.uint8], known: Truth | 
     return known.first
 
 
-def _go(lines: Seq[_Line], stream: Any, box: Any, video_out: Path | None, total: int | None) -> int:
-    with StopSignals() as signals, video.writer(video_out) as out, Watch("tracking", total) as watch:
+def _go(lines: Seq[_Line], stream: Any, box: Any, writer: video.Writer, total: int | None) -> int:
+    with StopSignals() as signals, writer as out, Watch("tracking", total) as watch:
         try:
             for frame in stream:
                 began = time.perf_counter()
