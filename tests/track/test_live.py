@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -91,6 +92,47 @@ def test_a_broken_frame_in_the_middle_keeps_what_was_tracked(tmp_path):
     with pytest.raises(RunError, match=r"2\.png cannot be used: .* What was tracked before, 2 frames"):
         live.track(str(tmp_path), [named("bp")], tmp_path / "out", box=(6, 8, 20, 22))
     assert len(read_boxes(tmp_path / "out" / "bp.txt")) == 2
+
+
+def test_a_full_disk_keeps_what_was_tracked(folder, tmp_path, monkeypatch):
+    save = Image.Image.save
+
+    def full(image, path, **options):
+        if path.name == "000003.jpg":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(image, path, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(RunError, match=r"000003\.jpg cannot be written: No space .*tracked before, 3 frames"):
+        live.track(str(folder), [named("bp")], tmp_path / "out", video_out=tmp_path / "frames")
+    assert len(read_boxes(tmp_path / "out" / "bp.txt")) == 3
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["stopped"] is True
+    with pytest.raises(UsageError, match="holds a track already"):
+        live.track(str(folder), [named("bp")], tmp_path / "out")
+
+
+def test_any_failure_keeps_what_was_tracked(folder, tmp_path):
+    """Also where one of two trackers has seen a frame more than the other."""
+    first, second = named("bp"), named("bdfa")
+    second.update = lambda image: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        live.track(str(folder), [first, second], tmp_path / "out")
+    assert len(read_boxes(tmp_path / "out" / "bp.txt")) == 2
+    assert len(read_boxes(tmp_path / "out" / "bdfa.txt")) == 1
+
+
+def test_a_second_stop_in_the_first_frame_leaves_nothing(folder, tmp_path):
+    t = named("bp")
+
+    def stop(image, box):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    t.init = stop
+    with pytest.raises(TrackingStopped, match="stopped after 0 frames; nothing was tracked") as stopped:
+        live.track(str(folder), [t], tmp_path / "out")
+    assert stopped.value.signum == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_where_the_target_is_must_be_said(tmp_path):

@@ -52,6 +52,49 @@ def test_video_files_go_round(tmp_path, name):
         list(video.read(str(tmp_path / "cut.mp4")))
 
 
+@pytest.mark.parametrize("fps", [12.5, 29.97])
+def test_an_annotated_video_is_as_fast_as_its_source(tmp_path, fps):
+    pytest.importorskip("cv2")
+    with video.writer(tmp_path / "v.mp4", fps) as out:
+        for frame in frames():
+            out.write(frame)
+    assert video.rate(str(tmp_path / "v.mp4")) == pytest.approx(fps, abs=0.01)
+    assert video.rate(str(tmp_path)) == video.rate("webcam") == 25
+
+
+@pytest.mark.parametrize("name", ["v.avi", "v.mp4"])
+def test_frames_of_another_size_are_not_dropped(tmp_path, name):
+    pytest.importorskip("cv2")
+    with video.writer(tmp_path / name) as out:
+        for k, frame in enumerate(frames()):
+            out.write(np.repeat(frame, 2, axis=1) if k == 1 else frame)
+    found = list(video.read(str(tmp_path / name)))
+    assert [f.shape for f in found] == [(48, 64, 3)] * 3
+    assert [round(float(f.mean()), -1) for f in found] == [20, 60, 100]
+
+
+@pytest.mark.parametrize("name", ["v.avi", "v.mp4"])
+def test_a_video_that_the_disk_has_no_room_for_is_not_left_behind(tmp_path, name):
+    """OpenCV goes on as if nothing had happened; the system's limit on a file's size stands for a full disk."""
+    pytest.importorskip("cv2")
+    resource = pytest.importorskip("resource")
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write():
+        with video.writer(tmp_path / name) as out:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+            for _ in range(40):
+                out.write(noise)
+
+    try:
+        with pytest.raises(RunError, match=f"{name} cannot be written; free space"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
 class Camera:
     """What OpenCV gives for a camera that shows two blue frames (BGR) and is then pulled out."""
 
@@ -96,8 +139,9 @@ def test_what_is_no_video_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UsageError, match=r"video files end in \.mp4"):
         video.read(str(tmp_path / "a.txt"))
-    with pytest.raises(UsageError, match="must end in"):
-        video.writer(tmp_path / "a.gif")
+    for name in ("a.gif", "a.webm"):
+        with pytest.raises(UsageError, match="must end in"):
+            video.writer(tmp_path / name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no images"):
         video.read(str(tmp_path / "empty"))

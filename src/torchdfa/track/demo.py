@@ -22,6 +22,7 @@ from torchdfa.track.scoring import evaluate
 from torchdfa.track.sequences import Sequence
 from torchdfa.track.tracker import Tracker
 from torchdfa.track.video import writer
+from torchdfa.train import runs
 
 CROP = 43
 FRAMES = 40
@@ -50,7 +51,7 @@ def small_network(seed: int = 0) -> MDNet:
 
 def demo(out: Path, frames: int = FRAMES, rules: tuple[str, ...] = ("bp", "bdfa")) -> str:
     """Track, score, draw; returns what to say. UsageError where ``out`` holds something."""
-    if out.exists() and any(out.iterdir()):
+    if runs.make(out):
         raise UsageError(f"{out} is not empty; take another --out")
     began = time.perf_counter()
     made = {name: synthetic.sequence(frames, seed=seed) for name, seed in NAMES.items()}

@@ -151,7 +151,7 @@ def _describe(folder: Path, experiment: Experiment, config: TrackerConfig, weigh
             if found.get(key, False) != value:
                 raise UsageError(f"{folder} holds results of another tracker (its {key} differ); take another --out")
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    runs.make(folder)
     runs.write_json(path, {"format": runs.FORMAT, "set": experiment.version, **what, "machine": machine.describe()})
 
 

@@ -34,7 +34,7 @@ PLOTS = {
 def one_pass(scores: Seq[Scores], out: Path) -> list[Path]:
     """success.png and precision.png of all trackers, best first in the legend, and their CSV files."""
     title = _title(scores)
-    out.mkdir(parents=True, exist_ok=True)
+    runs.make(out)
     written = []
     for kind in PLOTS:
         with drawn(out / f"{kind}.png", (6.4, 4.8)) as figure:
@@ -71,7 +71,7 @@ def _csv(path: Path, kind: str, scores: Seq[Scores]) -> Path:
 
 def attributes(scores: Seq[Scores], out: Path) -> list[Path]:
     """Success plots of the sequences with each attribute, in one picture, and a CSV of the AUCs."""
-    out.mkdir(parents=True, exist_ok=True)
+    runs.make(out)
     present = [a for a in table.ATTRIBUTES if any(s.with_attribute(a) for s in scores)]
     if not present:
         return []
@@ -102,7 +102,7 @@ def figure6(scores: Seq[Scores], out: Path) -> list[Path]:
             "Figure 6 needs two rules at one batch size: results named such as bp-b128-s0 and bdfa-b128-s0"
         )
     title, colours = _title([s for arm in found for s in arm.scores]), _colours(found)
-    out.mkdir(parents=True, exist_ok=True)
+    runs.make(out)
     with drawn(out / "figure6.png", (3.6 * len(batches) + 0.6, 6.6)) as figure:
         grid = figure.subplots(2, len(batches), squeeze=False, sharey="row")
         for row, kind in enumerate(("precision", "success")):

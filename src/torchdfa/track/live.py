@@ -85,19 +85,26 @@ def track(
         raise UsageError(f"{source} gives no frame to track in (0 frames)")
     box = _first_box(box, select, first, known)
     checked_box(box, (first.shape[1], first.shape[0]))
-    out.mkdir(parents=True, exist_ok=True)
+    runs.make(out)
     lines = [_Line(t, colour) for t, colour in zip(trackers, itertools.cycle(draw.COLOURS), strict=False)]
+    signum: int | None = None
     try:
-        signum = _go(lines, itertools.chain([first], stream), box, video_out, _total(source, frames))
-    except UsageError as error:  # a frame that cannot be read, in the middle
+        writer = video.writer(video_out, video.rate(source))
+        signum = _go(lines, itertools.chain([first], stream), box, writer, _total(source, frames))
+    except (UsageError, RunError) as error:  # such as a frame that cannot be read, or a full disk
         if not lines[0].rows:
             raise
-        _write(out, lines, source, known, stopped=True)
-        raise RunError(f"{error} What was tracked before, {len(lines[0].rows)} frames, is in {out}") from None
-    summary = _write(out, lines, source, known, stopped=bool(signum))
+        kept = f"What was tracked before, {len(lines[0].rows)} frames, is in {out}"
+        raise RunError(f"{str(error).rstrip('.')}. {kept}") from None
+    finally:
+        summary = _write(out, lines, source, known, stopped=signum != 0)
     if signum:
-        raise TrackingStopped(signum, out, f"stopped after {len(lines[0].rows)} frames; what was tracked is in {out}")
+        raise TrackingStopped(signum, out, f"stopped after {len(lines[0].rows)} frames; {_kept(summary, out)}")
     return summary
+
+
+def _kept(summary: dict[str, Any], out: Path) -> str:
+    return f"what was tracked is in {out}" if summary["trackers"] else "nothing was tracked"
 
 
 def check_outputs(out: Path, names: Seq[str], video_out: Path | None) -> None:
@@ -106,6 +113,8 @@ def check_outputs(out: Path, names: Seq[str], video_out: Path | None) -> None:
     taken = next((name for name in files if (out / name).exists()), None)
     if taken is not None:
         raise UsageError(f"{out} holds a track already ({taken}), which is never overwritten; take another --out")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; take another, for a folder")
     video.require_free(video_out)
 
 
@@ -126,8 +135,8 @@ def _first_box(box: Any, select: bool, first: NDArray[np.uint8], known: Truth | 
     return known.first
 
 
-def _go(lines: Seq[_Line], stream: Any, box: Any, video_out: Path | None, total: int | None) -> int:
-    with StopSignals() as signals, video.writer(video_out) as out, Watch("tracking", total) as watch:
+def _go(lines: Seq[_Line], stream: Any, box: Any, writer: video.Writer, total: int | None) -> int:
+    with StopSignals() as signals, writer as out, Watch("tracking", total) as watch:
         try:
             for frame in stream:
                 began = time.perf_counter()
@@ -148,6 +157,8 @@ def _write(out: Path, lines: Seq[_Line], source: str, known: Truth | None, *, st
     summary: dict[str, Any] = {"source": Path(source).name, "frames": len(lines[0].rows), "stopped": stopped,
                                "machine": machine.describe(), "trackers": {}}  # fmt: skip
     for line in lines:
+        if not line.rows:  # stopped before it saw a frame
+            continue
         t = line.tracker
         write_boxes(out / f"{t.name}.txt", line.boxes)
         runs.write(out / f"{t.name}.csv", to_csv(_HEADER, line.rows))
@@ -162,5 +173,8 @@ def _write(out: Path, lines: Seq[_Line], source: str, known: Truth | None, *, st
         if known is not None and known.boxes is not None:
             figures["mean_overlap"] = round(float(overlap(line.boxes, known.boxes[: len(line.rows)]).mean()), 4)
         summary["trackers"][t.name] = figures
-    runs.write_json(out / _SUMMARY, summary)
+    if summary["trackers"]:
+        runs.write_json(out / _SUMMARY, summary)
+    else:
+        runs.discard(out)
     return summary

@@ -174,7 +174,7 @@ def pretrain(
     config, out, clips = config or PretrainConfig(), Path(out), find_clips([Path(root) for root in roots])
     if (out / WEIGHTS).is_file():
         return _finished(out, config, clips)
-    out.mkdir(parents=True, exist_ok=True)
+    runs.make(out)
     if config.threads:
         torch.set_num_threads(config.threads)
     run = Pretraining(config, clips)

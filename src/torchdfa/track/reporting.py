@@ -190,7 +190,7 @@ def _attributes(scores: Seq[Scores]) -> str:
 
 def write(out: Path, scores: Seq[Scores]) -> None:
     """report.md, performance.json (got10k's layout, a key for each tracker) and comparisons.json."""
-    out.mkdir(parents=True, exist_ok=True)
+    runs.make(out)
     compared: dict[str, Any] = {
         measure: {name: {**vars(c), "verdict": c.verdict} for name, c in comparisons(arms(scores), measure).items()}
         for measure in ("auc", "precision20")

@@ -131,7 +131,7 @@ def write(root: Path, found: Results, layout: str = "got10k") -> Path:
     if layout not in LAYOUTS:
         raise UsageError(f"the layout {layout!r} must be one of {', '.join(LAYOUTS)}")
     folder = root / found.tracker
-    folder.mkdir(parents=True, exist_ok=True)
+    runs.make(folder)
     for name, boxes in found.boxes.items():
         write_one(folder, name, boxes, found.times.get(name), layout)
     return folder

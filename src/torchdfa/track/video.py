@@ -15,9 +15,12 @@ from PIL import Image
 from torchdfa.errors import RunError, UsageError
 from torchdfa.track.frames import pixels
 from torchdfa.track.sequences import frame_files
+from torchdfa.train import runs
 
 Pixels = NDArray[np.uint8]
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+WRITTEN = (".mp4", ".avi", ".mov", ".mkv", ".m4v")  # OpenCV writes the others with frames missing, or not at all
+FPS = 25.0
 
 
 def _cv2() -> Any:
@@ -58,6 +61,18 @@ def length(source: str) -> int | None:
     return len(frame_files(path)) if path.is_dir() else None
 
 
+def rate(source: str) -> float:
+    """Frames a second of a video file; 25 where the source has no rate of its own."""
+    if not Path(source).is_file():
+        return FPS
+    capture = _cv2().VideoCapture(source)
+    try:
+        found = float(capture.get(_cv2().CAP_PROP_FPS))
+    finally:
+        capture.release()
+    return found if 0 < found <= 1000 else FPS  # OpenCV gives 0, or the clock's ticks, where it does not know
+
+
 def _captured(what: str | int, name: str) -> Iterator[Pixels]:
     cv2 = _cv2()
     capture = cv2.VideoCapture(what)
@@ -93,7 +108,7 @@ def require_free(path: Path | None) -> None:
     """UsageError where no annotated video may go: what exists, the source above all, is never written over."""
     if path is None:
         return
-    if path.suffix and path.suffix.lower() not in VIDEOS:
+    if path.suffix and path.suffix.lower() not in WRITTEN:
         raise UsageError(f"{path}: the annotated video must end in .mp4 or .avi, or be a folder for frames")
     if not path.suffix and path.is_dir():
         if any(path.iterdir()):
@@ -102,7 +117,7 @@ def require_free(path: Path | None) -> None:
         raise UsageError(f"{path} exists already and is never overwritten; take a new name for the annotated video")
 
 
-def writer(path: Path | None, fps: float = 25.0) -> Writer:
+def writer(path: Path | None, fps: float = FPS) -> Writer:
     """What takes annotated frames: nothing, a new video file (.mp4, .avi) or an empty folder, for JPEG files.
 
     UsageError where ``path`` is something that exists already.
@@ -127,11 +142,13 @@ class _Nowhere:
 class _Folder(_Nowhere):
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
-        folder.mkdir(parents=True, exist_ok=True)
+        runs.make(folder)
 
     def write(self, frame: Pixels) -> None:
         self._count += 1
-        Image.fromarray(frame).save(self._folder / f"{self._count:06d}.jpg", quality=90)
+        path = self._folder / f"{self._count:06d}.jpg"
+        with runs.writing(path):
+            Image.fromarray(frame).save(path, quality=90)
 
 
 class _File(_Nowhere):
@@ -141,19 +158,32 @@ class _File(_Nowhere):
         self._cv2, self._path, self._fps = _cv2(), path, fps
         self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
         self._open: Any = None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._size, self._count = (0, 0), 0
+        runs.make(path.parent)
 
     def write(self, frame: Pixels) -> None:
         if self._open is None:
-            size = (frame.shape[1], frame.shape[0])
+            self._size = (frame.shape[1], frame.shape[0])
             code = self._cv2.VideoWriter_fourcc(*("MJPG" if self._path.suffix.lower() == ".avi" else "mp4v"))
-            self._open = self._cv2.VideoWriter(str(self._partial), code, self._fps, size)
+            self._open = self._cv2.VideoWriter(str(self._partial), code, self._fps, self._size)
             if not self._open.isOpened():
                 raise RunError(f"{self._path} cannot be written as video; take .avi, or a folder for frames")
+        if (frame.shape[1], frame.shape[0]) != self._size:  # of which OpenCV would drop the frame without a word
+            frame = self._cv2.resize(frame, self._size, interpolation=self._cv2.INTER_AREA)
         self._open.write(self._cv2.cvtColor(np.ascontiguousarray(frame), self._cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._open is not None:
             self._open.release()
-            if self._partial.is_file():
-                self._partial.replace(self._path)
+            if not self._is_whole():  # OpenCV says nothing of a full disk
+                self._partial.unlink(missing_ok=True)
+                raise RunError(f"{self._path} cannot be written; free space, or take another place")
+            self._partial.replace(self._path)
+
+    def _is_whole(self) -> bool:
+        capture = self._cv2.VideoCapture(str(self._partial))
+        try:
+            return bool(capture.get(self._cv2.CAP_PROP_FRAME_COUNT) >= self._count)
+        finally:
+            capture.release()

@@ -100,7 +100,7 @@ def write_lines(path: Path, values: list[dict[str, Any]]) -> None:
 
 def append(path: Path, value: dict[str, Any]) -> None:
     """Add a line and have it on the disk when this returns; RunError naming the path where it cannot be."""
-    with _writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -122,7 +122,7 @@ def write(path: Path, data: bytes, check: Callable[[Path], None] = lambda _: Non
     new. RunError naming the path where it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
-    with _writing(path):
+    with writing(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -136,7 +136,8 @@ def write(path: Path, data: bytes, check: Callable[[Path], None] = lambda _: Non
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """RunError naming the path where what is done meanwhile fails in the file system."""
     try:
         yield
     except OSError as error:
@@ -170,7 +171,7 @@ def hold(folder: Path, *, wanted: bool = True) -> Iterator[None]:
     except ImportError:  # not POSIX: no such lock, so one must not start two runs in one folder
         yield
         return
-    with _writing(folder), (folder / _LOCK).open("w") as lock:
+    with writing(folder), (folder / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -180,15 +181,25 @@ def hold(folder: Path, *, wanted: bool = True) -> Iterator[None]:
         yield
 
 
-def create(folder: Path) -> None:
-    """Make the folder of a new run; UsageError where it holds something already or cannot be written."""
+def make(folder: Path) -> list[str]:
+    """Make a folder where it was missing and see that files can be written there; names of what it holds.
+
+    UsageError where that cannot be.
+    """
+    probe = folder / f".probe.{os.getpid()}{_TEMPORARY}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = {path.name for path in folder.iterdir() if not path.name.endswith(_TEMPORARY)} - {_LOCK}
-        (folder / f".probe{_TEMPORARY}").write_bytes(b"probe")
-        (folder / f".probe{_TEMPORARY}").unlink()
+        found = [path.name for path in folder.iterdir() if not path.name.endswith(_TEMPORARY)]
+        probe.write_bytes(b"probe")
+        probe.unlink()
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}; take another --out") from None
+    return found
+
+
+def create(folder: Path) -> None:
+    """Make the folder of a new run; UsageError where it holds something already or cannot be written."""
+    found = set(make(folder)) - {_LOCK}
     if RESULT in found:
         seen = f", or see it with 'torchdfa compare {folder}'" if CONFIG in found else ""
         raise UsageError(f"{folder} holds a finished run, which is never overwritten; take another --out{seen}")
