@@ -13,11 +13,13 @@ from torchdfa.track.experiments import run
 from torchdfa.track.otb_commands import otb
 from torchdfa.track.sequences import OTB
 from torchdfa.track.tracker import Tracker
+from torchdfa.train import runs
 from track.folders import table
 from track.small import CROP, network, write_sequences
 from track.small import experiment as small_experiment
 
 NAMES = ("Dog", "Girl")
+ONE = {"rules": ("bdfa",), "seeds": (0,), "sequences": ("Dog",)}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_every_tracker_runs_every_sequence_once(data, small, tmp_path):
     assert [o.status for o in first] == ["done"] * 8
     folder = tmp_path / "OTB-100" / "bdfa-b32-s1"
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert names == {"config.json", *(f"{n}.txt" for n in NAMES), *(f"times/{n}_time.txt" for n in NAMES),
+    assert names - {".lock"} == {"config.json", *(f"{n}.txt" for n in NAMES), *(f"times/{n}_time.txt" for n in NAMES),
                      *(f"records/{n}.json" for n in NAMES)}  # fmt: skip
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.txt")}
     again = list(run(experiment(data, tmp_path)))
@@ -57,8 +59,7 @@ def test_every_tracker_runs_every_sequence_once(data, small, tmp_path):
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_boxes(data, small, tmp_path):
-    one = {"rules": ("bdfa",), "seeds": (0,), "sequences": ("Dog",)}
-    list(run(experiment(data, tmp_path / "whole", **one)))
+    list(run(experiment(data, tmp_path / "whole", **ONE)))
     original = Tracker.update
 
     def stop(self, image):
@@ -68,15 +69,52 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_boxes(data, small, tmp_path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tracker, "update", stop)
-        (outcome,) = run(experiment(data, tmp_path / "parts", **one))
+        (outcome,) = run(experiment(data, tmp_path / "parts", **ONE))
     assert outcome.status == "stopped"
     assert "frame 4 of 6 of Dog" in outcome.message
     place = tmp_path / "parts" / "OTB-100" / "bdfa-b32-s0"
     assert not (place / "Dog.txt").exists(), "a half result is none"
-    (outcome,) = run(experiment(data, tmp_path / "parts", **one))
+    (outcome,) = run(experiment(data, tmp_path / "parts", **ONE))
     assert outcome.status == "done"
     assert (place / "Dog.txt").read_text() == (tmp_path / "whole/OTB-100/bdfa-b32-s0/Dog.txt").read_text()
     assert list((place / "partial").iterdir()) == []
+
+
+def stopped(data, out):
+    """A run of Dog that was stopped after its fourth frame; returns the tracker's folder."""
+    original = Tracker.update
+
+    def stop(self, image):
+        if self.frame == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "update", stop)
+        list(run(experiment(data, out, **ONE)))
+    return out / "OTB-100" / "bdfa-b32-s0"
+
+
+@pytest.mark.parametrize("rows", [None, [], [[1, 2, 3, 4, 5, 6]] * 2, [[1, 2]] * 4, "all"])
+def test_a_sequence_whose_saved_state_is_damaged_starts_over(data, small, tmp_path, rows):
+    list(run(experiment(data, tmp_path / "whole", **ONE)))
+    place = stopped(data, tmp_path / "parts")
+    if rows is None:
+        (place / "partial" / "Dog.safetensors").write_bytes(b"half")
+    else:
+        (place / "partial" / "Dog.json").write_text(json.dumps({"rows": rows}))
+    with pytest.warns(UserWarning, match="Dog starts over: "):
+        (outcome,) = run(experiment(data, tmp_path / "parts", **ONE))
+    assert outcome.status == "done"
+    assert (place / "Dog.txt").read_text() == (tmp_path / "whole/OTB-100/bdfa-b32-s0/Dog.txt").read_text()
+
+
+def test_two_runs_do_not_share_a_folder(data, small, tmp_path):
+    place = tmp_path / "OTB-100" / "bdfa-b32-s0"
+    place.mkdir(parents=True)
+    with runs.hold(place), pytest.raises(UsageError, match="in use by another process"):
+        run(experiment(data, tmp_path, **ONE))
+    assert [o.status for o in run(experiment(data, tmp_path, **ONE))] == ["done"], "and it is given free again"
 
 
 def test_results_of_another_tracker_are_not_mixed(data, small, tmp_path):

@@ -50,6 +50,19 @@ def test_a_head_finds_the_same_alone_and_among_others():
     assert together[-1]["bp-s0"].score != together[-1]["bp-s1"].score
 
 
+def test_heads_do_not_track(monkeypatch):
+    made = []
+    original = Learner.__init__
+    monkeypatch.setattr(Learner, "__init__", lambda self, *a: made.append(1) or original(self, *a))
+    these, _ = follow(heads("bp", "bdfa"))
+    assert len(made) == 2, "no learner that nobody teaches"
+    images, boxes = frames(2)
+    with pytest.raises(UsageError, match=r"call follow\(image, truth\)"):
+        these.update(images[1])
+    with pytest.raises(UsageError, match=r"call follow\(image, truth\)"):
+        these.forward_test(images, boxes[0])
+
+
 def test_features_are_computed_once_for_all_heads(monkeypatch):
     calls = []
     compute = Tracker._compute

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from torchdfa.errors import UsageError
 from torchdfa.track import figures, reporting, results
@@ -129,3 +130,20 @@ def test_a_report_says_how_many_frames_counted(data, tmp_path):
     results.write_one(folder, "Dog", data["Dog"].boxes[:3])
     text = reporting.text(reporting.score_all([tmp_path / "r"], data, truncate=True))
     assert "Truncated: of bp-b32-s0's Dog 3 of 5 frames counted." in text
+
+
+def test_the_title_of_a_forced_beginning_fits_its_picture(data, tmp_path, monkeypatch):
+    write(tmp_path / "r", "bp-b32-s0", data, config={"frames": 150, "forced": True})
+    (score,) = reporting.score_all([tmp_path / "r"], data)
+    extents = []
+    savefig = Figure.savefig
+
+    def measured(self, *args, **options):
+        savefig(self, *args, **options)
+        box = self.axes[0].title.get_window_extent()
+        extents.append((box.x0, box.x1, self.bbox.width))
+
+    monkeypatch.setattr(Figure, "savefig", measured)
+    figures.one_pass([score], tmp_path / "p")
+    assert len(extents) == 2
+    assert all(0 <= left < right <= width for left, right, width in extents)

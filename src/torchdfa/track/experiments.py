@@ -6,9 +6,11 @@ tracker is, records/<Sequence>.json how it went; partial/ holds the state of a s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -103,29 +105,36 @@ def run(
     )  # fmt: skip
     origin = _weights_record(experiment.weights)
     configs = {experiment.folder / name: config for name, config in experiment.configs().items()}
+    sequences = [sequence.head(experiment.frames) for sequence in data]
     if experiment.forced:
-        tasks = [_forced_task(configs, sequence, experiment) for sequence in data]
+        tasks = [_forced_task(configs, cut, experiment) for cut in sequences]
     else:
-        tasks = [_task(folder, config, sequence, experiment) for folder, config in configs.items() for sequence in data]
+        tasks = [_task(folder, config, cut, experiment) for folder, config in configs.items() for cut in sequences]
     outcomes = runner.run(tasks, workers=workers, threads=threads, scheduler=scheduler, hours=hours)
-    for folder, config in configs.items():  # only now: its arguments are right, and nothing has begun
-        _describe(folder, experiment, config, origin)
-    return outcomes
+    with contextlib.ExitStack() as held:
+        for folder, config in configs.items():  # only now: its arguments are right, and nothing has begun
+            runs.make(folder)
+            held.enter_context(runs.hold(folder))
+            _describe(folder, experiment, config, origin)
+        return _until_done(outcomes, held.pop_all())
 
 
-def _task(folder: Path, config: TrackerConfig, sequence: Sequence, experiment: Experiment) -> runner.Task:
-    cut = sequence.head(experiment.frames)
+def _until_done(outcomes: Iterator[runner.Outcome], held: contextlib.ExitStack) -> Iterator[runner.Outcome]:
+    with held:
+        yield from outcomes
+
+
+def _task(folder: Path, config: TrackerConfig, cut: Sequence, experiment: Experiment) -> runner.Task:
     images, box = tuple(map(str, cut.images)), cut.boxes[0].tolist()
-    arguments = (str(folder), sequence.name, images, box, _weights_path(experiment), config.to_dict())
-    return runner.Task(f"{folder.name}/{sequence.name}", track_sequence, arguments)
+    arguments = (str(folder), cut.name, images, box, _weights_path(experiment), config.to_dict())
+    return runner.Task(f"{folder.name}/{cut.name}", track_sequence, arguments)
 
 
-def _forced_task(configs: dict[Path, TrackerConfig], sequence: Sequence, experiment: Experiment) -> runner.Task:
-    cut = sequence.head(experiment.frames)
+def _forced_task(configs: dict[Path, TrackerConfig], cut: Sequence, experiment: Experiment) -> runner.Task:
     place, images = str(experiment.folder), tuple(map(str, cut.images))
     settings = {folder.name: config.to_dict() for folder, config in configs.items()}
-    arguments = (place, sequence.name, images, cut.boxes.tolist(), _weights_path(experiment), settings)
-    return runner.Task(f"{sequence.name} ({len(configs)} heads)", forced.run_sequence, arguments)
+    arguments = (place, cut.name, images, cut.boxes.tolist(), _weights_path(experiment), settings)
+    return runner.Task(f"{cut.name} ({len(configs)} heads)", forced.run_sequence, arguments)
 
 
 def _weights_path(experiment: Experiment) -> str | None:
@@ -151,7 +160,6 @@ def _describe(folder: Path, experiment: Experiment, config: TrackerConfig, weigh
             if found.get(key, False) != value:
                 raise UsageError(f"{folder} holds results of another tracker (its {key} differ); take another --out")
         return
-    runs.make(folder)
     runs.write_json(path, {"format": runs.FORMAT, "set": experiment.version, **what, "machine": machine.describe()})
 
 
@@ -181,12 +189,22 @@ class _Going:
         self.place, self.name, self.images = place, name, images
         self.state, self.notes = (place / "partial" / f"{name}{end}" for end in (".safetensors", ".json"))
         self.rows: list[list[float]] = []  # x, y, w, h, seconds, score
-        if self.notes.is_file() and self.state.is_file():
-            rows = runs.read_json(self.notes)["rows"]
-            self.tracker = state.load(self.state, device=config.device, precision=config.precision)
-            self.rows = rows[: self.tracker.frame]
-        else:
-            self.tracker = Tracker(weights, config)
+        self.tracker = self._restored(config) or Tracker(weights, config)
+
+    def _restored(self, config: TrackerConfig) -> Tracker | None:
+        """The tracker that was stopped; None without one, and, with a warning, where what was saved is damaged."""
+        if not (self.notes.is_file() and self.state.is_file()):
+            return None
+        try:
+            rows = np.array(runs.read_json(self.notes).get("rows"), dtype=np.float64).reshape(-1, 6).tolist()
+            tracker = state.load(self.state, device=config.device, precision=config.precision)
+            if len(rows) < tracker.frame:
+                raise UsageError(f"{self.notes} has {len(rows)} rows of {tracker.frame} frames")
+        except (TypeError, ValueError) as error:  # UsageError is one
+            warnings.warn(f"{self.name} starts over: {str(error).rstrip('.')}.", stacklevel=2)
+            return None
+        self.rows = rows[: tracker.frame]
+        return tracker
 
     def on(self, box: list[float], signals: StopSignals) -> None:
         saved = time.monotonic()

@@ -38,7 +38,7 @@ def one_pass(scores: Seq[Scores], out: Path) -> list[Path]:
     written = []
     for kind in PLOTS:
         with drawn(out / f"{kind}.png", (6.4, 4.8)) as figure:
-            _curves(figure.subplots(), kind, scores, title)
+            _curves(figure.subplots(), kind, scores, textwrap.fill(title, 80))
         written += [out / f"{kind}.png", _csv(out / f"{kind}.csv", kind, scores)]
     return written
 

@@ -94,8 +94,11 @@ class Forced(Tracker):
 
     def start(self, image: Frame, truth: NDArray[np.float64]) -> None:
         """Teach the heads the first frame."""
-        self.heads = Heads({name: Learner(c, self.network, self.device) for name, c in self.configs.items()})
         self.init(image, truth)
+
+    def update(self, image: Frame) -> NDArray[np.float64]:
+        """Refused: these heads learn from the truth, and do not track."""
+        raise UsageError("heads behind one pair of eyes do not track: call follow(image, truth)")
 
     def follow(self, image: Frame, truth: NDArray[np.float64]) -> dict[str, Found]:
         """What each head finds in the next frame, before it learns from it."""
@@ -111,6 +114,9 @@ class Forced(Tracker):
         if (self.frame - 1) % self.config.long_interval == 0:
             self.heads.learn(torch.cat(self.positive), torch.cat(self.negative))
         return found
+
+    def _make_learner(self) -> None:
+        self.heads = Heads({name: Learner(c, self.network, self.device) for name, c in self.configs.items()})
 
     def _learn_first(self, positive: Tensor, negative: Tensor) -> None:
         self.heads.learn_first(positive, negative)

@@ -233,8 +233,7 @@ def _finish(run: Pretraining, out: Path) -> Path:
         "steps": run.step, "clips": len(run.clips), "loss": _mean(last, "loss"), "precision": _mean(last, "precision"),
         "seconds": sum(line["seconds"] for line in lines),
     }  # fmt: skip
-    record = {"pretrain": run.config.to_dict(), "clips": [clip.name for clip in run.clips], "result": figures,
-              "context": run.config.context}  # fmt: skip
+    record = {"pretrain": run.config.to_dict(), "clips": [clip.name for clip in run.clips], "result": figures}
     found = weights_file.of_network(
         run.network, f"pretrained on {len(run.clips)} clips, seed {run.config.seed}", record
     )

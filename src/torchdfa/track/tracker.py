@@ -94,7 +94,7 @@ class Tracker:
         self._open(image, first=True)
         self.target = checked_box(box, self.size)
         self.box: NDArray[np.float64] = self.target.numpy().copy()
-        self.learner = Learner(c, self.network, self.device)
+        self._make_learner()
         self.regressor = BoxRegressor(c.whiten)
         self.trans, self.frame, self.score, self.lost = c.trans, 1, 0.0, False
         self.regresses = c.regress
@@ -147,6 +147,9 @@ class Tracker:
         ):
             features = fast(features)
         return features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _make_learner(self) -> None:
+        self.learner = Learner(self.config, self.network, self.device)
 
     def _open(self, image: Frame, *, first: bool = False) -> None:
         self.image = prepared(pixels(image), self.device)

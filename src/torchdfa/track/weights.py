@@ -80,7 +80,7 @@ def load(path: str | Path, *, norm: str | None = None, seed: int = 0) -> Weights
     """Weights from a file of any of the three kinds.
 
     Args:
-        norm: ``"vgg-m"`` or ``"pymdnet-2019"``, where it should be checked, or where the file does not tell.
+        norm: ``"vgg-m"`` or ``"pymdnet-2019"``, where it should be checked.
         seed: of the fully-connected layers that VGG-M's file does not bring.
 
     Raises:
@@ -102,10 +102,6 @@ def load(path: str | Path, *, norm: str | None = None, seed: int = 0) -> Weights
     if path.suffix not in readers:
         raise UsageError(f"{path}: weights are .safetensors, .pth or .mat files")
     found = readers[path.suffix](path)
-    if found.norm is None:
-        if norm is None:
-            raise UsageError(f"{path} does not tell its response norm; pass --norm (norm=): {', '.join(NORMS)}")
-        found.norm = NORMS[norm]
     if norm is not None and found.norm != NORMS[norm]:
         raise UsageError(
             f"{path} was trained with the norm {found.norm}, and {norm!r} is {NORMS[norm]}; {_way(found.norm)}"
@@ -122,7 +118,7 @@ def _way(norm: Norm) -> str:
 @dataclass
 class _Found:
     tensors: dict[str, Tensor]
-    norm: Norm | None
+    norm: Norm
     origin: str
     record: dict[str, Any] = field(default_factory=dict)
 
