@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from torchdfa.errors import UsageError
 from torchdfa.paper import near_duplicates, results
 from torchdfa.paper.recipes import Protocol, Recipe, protocol_named, recipes
 from torchdfa.paper.results import Result
@@ -57,8 +55,11 @@ class Collection:
         """Top-1 on all test images, on those without a near copy in the training set, and on the others."""
         mask = near_duplicates.read(str(recipe.settings["data"]))
         summary = self.all(recipe)
-        rights = [right for r in summary.results if (right := _right(r)) is not None] if summary else []
-        if mask is None or not rights:
+        if mask is None or summary is None:
+            return "–", "–", "–"
+        kept = [right for r in summary.results if (right := r.right) is not None]
+        rights = [right for right in kept if len(right) == len(mask)]
+        if not rights:
             return "–", "–", "–"
         parts = (np.ones_like(mask), ~mask, mask)
         cells = [figure([100 * float(right[part].mean()) for right in rights]) for part in parts]
@@ -75,18 +76,6 @@ class Collection:
 
 def _summary(found: list[Result]) -> Summary | None:
     return Summary(tuple(found)) if found else None
-
-
-def _right(result: Result) -> NDArray[np.bool_] | None:
-    """(N,) which test images were right; None of runs that did not keep it."""
-    text = (result.run.result or {}).get("right")
-    if text is None:
-        return None
-    try:
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), bitorder="little")
-    except (TypeError, ValueError):
-        raise UsageError(f"{result.path} is damaged: its 'right' must be hexadecimal") from None
-    return bits[: result.run.config["data"]["test_images"]].astype(np.bool_)
 
 
 def collect(protocol: str, folder: Path | None) -> Collection:
