@@ -86,5 +86,20 @@ def collect(protocol: str, folder: Path | None) -> Collection:
     yours, own_notes = results.read_folder(folder, protocol) if folder else ([], [])
     return Collection(
         found, available, results.matching(ours, available), results.matching(yours, available),
-        (*notes, *own_notes),
+        (*notes, *own_notes, *_other_images([*ours, *yours])),
     )  # fmt: skip
+
+
+def _other_images(found: list[Result]) -> list[str]:
+    """One note where runs of one recipe had different images: pixels and labels, before any augmentation."""
+    images: dict[str, set[str]] = {}
+    for result in found:
+        images.setdefault(result.recipe, set()).add(str(result.run.config["data"].get("sha256")))
+    mixed = [recipe for recipe, checksums in images.items() if len(checksums) > 1]
+    if not mixed:
+        return []
+    more = f" and {len(mixed) - 1} more recipes" if len(mixed) > 1 else ""
+    return [
+        f"runs of {mixed[0]}{more} had images of different checksums (sha256 in the result files; those that come with "
+        "the package hold some JPEG decodes): where they are taken together, the data differ slightly or altogether"
+    ]
