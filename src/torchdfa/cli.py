@@ -74,7 +74,7 @@ def train(
     fc_width: Annotated[int, Flag(help="width of the hidden ones")] = _DEFAULT.fc_width,
     fc_batch_norm: Annotated[bool, Flag("--fc-batch-norm", help="batch norm after them")] = False,
     dropout: Annotated[float, Flag(help="dropout after them")] = _DEFAULT.dropout,
-    fixed_output: Annotated[bool, Flag("--fixed-output", help="with --fc-layers 1: fixed random signs")] = False,
+    fixed_output: Annotated[bool, Flag("--fixed-output", help="the output layer does not learn either")] = False,
     rule: Annotated[str, Flag(help="bp, fa, dfa, bdfa, frozen; several with commas")] = "bp,dfa,bdfa",
     init: Annotated[str, Flag(help="feedback: product (Eq. 7, 9) or random")] = _DEFAULT.init,
     distribution: Annotated[str, Flag(help="of random feedback: normal, uniform, sign")] = _DEFAULT.distribution,

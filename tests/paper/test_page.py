@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -88,6 +89,47 @@ def test_a_figure_shows_mean_and_spread_of_the_test_accuracy(found, tmp_path, mo
     curves = {(label, key): curve for label, key, curve in drawn}
     assert set(curves) == {(label, key) for label in ("BP", "CBDFA random") for key in ("train_top1", "test_top1")}
     assert curves["CBDFA random", "test_top1"][-1] == pytest.approx((10, 71.0, 2**0.5))
+
+
+def diverge(folder, recipe, seed, epochs):
+    """Make of a recipe's run one that diverged after so many epochs."""
+    path = write_result(folder, recipe, seed)
+    run = results.read(path).run
+    results.write(path, recipe, "short", replace(run, epochs=run.epochs[:epochs], result=None), "training diverged")
+
+
+@pytest.fixture
+def legends(monkeypatch):
+    """Labels of the legend, as they are drawn."""
+    drawn, legend = [], figures.plots.legend
+    monkeypatch.setattr(figures.plots, "legend", lambda *a: (drawn.extend(arm.label for arm in a[1]), legend(*a)))
+    return drawn
+
+
+def test_runs_that_diverged_are_counted_and_not_drawn(found, tmp_path, legends):
+    diverge(tmp_path / "shipped", "table2/bp", 0, 0)  # which figure5/bp shows
+    diverge(tmp_path / "shipped", "figure5/cdfa-random", 0, 3)
+    write_result(tmp_path / "shipped", "figure5/cdfa-random", 1)
+    found = collection.collect("short", None)
+    figures.draw("5", found, tmp_path / "figure.png")
+    assert legends == ["CDFA random (n=1, 1 diverged)"]
+    arm = figures._arm(found.recipes["figure5/cdfa-random"], found.all(found.recipes["figure5/cdfa-random"]))
+    assert arm is not None
+    assert [epoch for epoch, _, _ in arm.curve("test_top1")] == list(range(1, 11))
+    recipes = [found.recipes["figure5/bp"]]
+    assert figures._without_curve(found, recipes, {}) == "BP: 1 diverged"
+    page.write(found, tmp_path / "page.html")
+
+
+def test_the_legend_names_the_arms_of_every_panel_with_their_runs_in_each(found, tmp_path, legends):
+    write_result(tmp_path / "shipped", "table1/cifar100/cbdfa-random")
+    write_result(tmp_path / "shipped", "table1/cifar100/cdfa-random")
+    figures.draw("4", collection.collect("short", None), tmp_path / "figure.png")
+    assert legends == [
+        "BP (CIFAR-10: n=1)",
+        "CBDFA random (CIFAR-10: n=2; CIFAR-100: n=1)",
+        "CDFA random (CIFAR-100: n=1)",
+    ]
 
 
 @pytest.mark.parametrize("name, file", [("1", "table-1.csv"), ("controls", "controls.csv")])

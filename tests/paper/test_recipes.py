@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from small_runs import small
 from torchdfa.errors import UsageError
 from torchdfa.paper.published import TABLE_1, TABLE_2
-from torchdfa.paper.recipes import PROTOCOLS, learned, owners, recipes, select
+from torchdfa.paper.recipes import LARGE_RATE, PROTOCOLS, learned, owners, recipes, select
+from torchdfa.train import loop, program
 
 SHORT, FULL = (recipes(PROTOCOLS[name]) for name in ("short", "full"))
 
@@ -33,6 +37,21 @@ def test_table_1_learns_by_what_its_columns_say():
     assert of("cdfa-random") == ("dfa", "random", False)
     assert of("cbdfa-product") == ("bdfa", "product", False)
     assert of("cbdfa-bn") == ("bdfa", "product", True)
+
+
+def test_conv_only_leaves_the_whole_head_as_it_began(tmp_path):
+    recipe = SHORT["table2/conv-only"]
+    assert recipe.settings["lr"] == LARGE_RATE
+    chosen = {key: recipe.settings[key] for key in ("rule", "fixed_output")}
+    config = small(epochs=1, log_alignment=3, **chosen)
+    data = program.load(config)
+    run = program.train(config, tmp_path / "run", quiet=True)
+    began = loop.build(config, data).state_dict()
+    ended = load_file(run.folder / "model.safetensors")
+    moved = {name for name, value in ended.items() if not torch.equal(value, began[name])}
+    assert not [name for name in moved if name.startswith("classifier.")]
+    assert "features.0.weight" in moved
+    assert SHORT["control/frozen"].config(0).fixed_output is False  # there the output layer learns
 
 
 def test_the_same_settings_are_run_once():

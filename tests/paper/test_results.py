@@ -69,6 +69,44 @@ def test_damage_is_named(tmp_path, values, sentence):
         results.read(path)
 
 
+@pytest.mark.parametrize(
+    "where, value, sentence",
+    [
+        (("result", "top5"), "99", "its 'top5' must be a number"),
+        (("result", "top5"), 101.0, "its 'top5' must lie in 0..100"),
+        (("result", "train_top1"), None, "its 'train_top1' must be a number"),
+        (("result", "right"), "ff", "its 'right' must hold a bit for each of 10000 test images"),
+        (("result", "right"), "no", "its 'right' must be hexadecimal"),
+        (("result", "right"), 5, "its 'right' must be hexadecimal"),
+        (("epochs", 0), 3, "its 'epochs' must be of type dict"),
+        (("epochs", 0, "seconds"), "1", "its 'seconds' must be a number"),
+        (("alignment", 0), [], "its 'alignment' must be of type dict"),
+        (("alignment", 0, "boundary"), None, "its 'boundary' must be of type dict"),
+        (("alignment", 0, "boundary", "classifier.0"), 1.0, "its 'boundary' must be of type dict"),
+        (("alignment", 0, "boundary", "classifier.0", "degrees"), "70", "its 'degrees' must be a number"),
+        (("run", "resolved", "precision"), None, "its 'precision' must be of type str"),
+        (("run", "data", "test_images"), 1e4, "its 'test_images' must be of type int"),
+        (("diverged",), 7, "its 'diverged' must be of type str"),
+    ],
+)
+def test_every_figure_is_checked_when_the_file_is_read(tmp_path, where, value, sentence):
+    path = write_result(tmp_path, BP)
+    whole = part = json.loads(path.read_text())
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = value
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UsageError, match=sentence):
+        results.read(path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    run = results.read(write_result(tmp_path, BP)).run
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--results .*file.* cannot be written"):
+        results.write(tmp_path / "file" / "short" / "x.json", BP, "short", run)
+
+
 def test_results_of_a_recipe_that_changed_are_not_mixed(tmp_path):
     path = write_result(tmp_path, BP)
     value = json.loads(path.read_text())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from statistics import stdev
 
 import pytest
@@ -66,6 +67,19 @@ def test_of_a_seed_that_was_run_twice_the_own_run_counts(shipped, tmp_path):
     table = tables.TABLES["small-data"](collection.collect("short", tmp_path))
     assert table.rows[0][:2] == ("1,000", f"37.00 ± {stdev([34, 40]):.2f} (n=2)")
     assert table.rows[0][2] == "–"
+
+
+def test_runs_of_one_recipe_on_other_images_are_noted_once(shipped, tmp_path):
+    for name in ("table1/cifar10/bp", "control/frozen"):
+        write_result(shipped, name)
+        write_result(tmp_path / "own", name, 1)
+    assert collection.collect("short", tmp_path / "own").notes == ()
+    for path in (tmp_path / "own" / "short").iterdir():
+        value = json.loads(path.read_text())
+        value["run"]["data"]["sha256"] = "0" * 64
+        path.write_text(json.dumps(value))
+    (note,) = collection.collect("short", tmp_path / "own").notes
+    assert note.startswith("runs of control/frozen and 1 more recipes had images of different checksums")
 
 
 def test_a_run_that_diverged_is_shown_as_such(shipped):

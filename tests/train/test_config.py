@@ -37,7 +37,7 @@ from torchdfa.train.config import TrainConfig, learning_rate, reconcile
         ("test_every", 0, "--test-every must be at least 1; got 0"),
         (
             *("fixed_output", True),
-            "--fixed-output must go with --fc-layers 1, as it is a linear classifier on the convolutions; got True",
+            "--fixed-output must go with --fc-layers 1 or --rule frozen: nothing of the head learns; got True",
         ),
         ("epochs", "3", "--epochs must be of type int; got '3'"),
         ("seed", True, "--seed must be of type int; got True"),

@@ -95,6 +95,18 @@ def test_a_fixed_output_is_signs_of_hes_deviation_and_does_not_learn() -> None:
     assert model.get_submodule("features.0").weight.grad is not None
 
 
+def test_a_fixed_output_behind_hidden_layers_keeps_its_initial_weights() -> None:
+    def head(fixed_output: bool) -> nn.Linear:
+        torch.manual_seed(3)
+        build = models.build("cnn", classes=10, channels=1, image_size=8, fc_width=16, fixed_output=fixed_output)
+        layer = build.get_submodule("classifier.4")
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    assert torch.equal(head(fixed_output=True).weight, head(fixed_output=False).weight)
+    assert [(name, p.requires_grad) for name, p in head(fixed_output=True).named_parameters()] == [("weight", False)]
+
+
 def test_an_absurd_number_of_layers_is_refused_before_memory_is_taken() -> None:
     with pytest.raises(UsageError, match="--fc-layers must be at most 100; got 1000000000"):
         models.build("mlp", classes=10, channels=1, image_size=4, fc_layers=10**9)

@@ -84,10 +84,7 @@ def _todo(plan: Campaign) -> list[tuple[Recipe, int]]:
     if plan.seeds < 1:
         raise UsageError(f"--seeds must be at least 1; got {plan.seeds}")
     chosen = owners(available, select(available, plan.patterns))
-    try:
-        (plan.folder / plan.protocol).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--results {plan.folder} cannot be written: {error.strerror}; take another folder") from None
+    results.make_folder(plan.folder / plan.protocol)
     found, notes = results.read_folder(plan.folder, plan.protocol)
     for note in notes:
         print(note)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from torchdfa.errors import UsageError
 from torchdfa.paper import near_duplicates, results
 from torchdfa.paper.recipes import Protocol, Recipe, protocol_named, recipes
 from torchdfa.paper.results import Result
@@ -57,8 +55,11 @@ class Collection:
         """Top-1 on all test images, on those without a near copy in the training set, and on the others."""
         mask = near_duplicates.read(str(recipe.settings["data"]))
         summary = self.all(recipe)
-        rights = [right for r in summary.results if (right := _right(r)) is not None] if summary else []
-        if mask is None or not rights:
+        if mask is None or summary is None:
+            return "–", "–", "–"
+        kept = [right for r in summary.results if (right := r.right) is not None]
+        rights = [right for right in kept if len(right) == len(mask)]
+        if not rights:
             return "–", "–", "–"
         parts = (np.ones_like(mask), ~mask, mask)
         cells = [figure([100 * float(right[part].mean()) for right in rights]) for part in parts]
@@ -77,18 +78,6 @@ def _summary(found: list[Result]) -> Summary | None:
     return Summary(tuple(found)) if found else None
 
 
-def _right(result: Result) -> NDArray[np.bool_] | None:
-    """(N,) which test images were right; None of runs that did not keep it."""
-    text = (result.run.result or {}).get("right")
-    if text is None:
-        return None
-    try:
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), bitorder="little")
-    except (TypeError, ValueError):
-        raise UsageError(f"{result.path} is damaged: its 'right' must be hexadecimal") from None
-    return bits[: result.run.config["data"]["test_images"]].astype(np.bool_)
-
-
 def collect(protocol: str, folder: Path | None) -> Collection:
     """Read the results that come with the package and those in `folder`; UsageError where a recipe has changed."""
     found = protocol_named(protocol)
@@ -97,5 +86,20 @@ def collect(protocol: str, folder: Path | None) -> Collection:
     yours, own_notes = results.read_folder(folder, protocol) if folder else ([], [])
     return Collection(
         found, available, results.matching(ours, available), results.matching(yours, available),
-        (*notes, *own_notes),
+        (*notes, *own_notes, *_other_images([*ours, *yours])),
     )  # fmt: skip
+
+
+def _other_images(found: list[Result]) -> list[str]:
+    """One note where runs of one recipe had different images: pixels and labels, before any augmentation."""
+    images: dict[str, set[str]] = {}
+    for result in found:
+        images.setdefault(result.recipe, set()).add(str(result.run.config["data"].get("sha256")))
+    mixed = [recipe for recipe, checksums in images.items() if len(checksums) > 1]
+    if not mixed:
+        return []
+    more = f" and {len(mixed) - 1} more recipes" if len(mixed) > 1 else ""
+    return [
+        f"runs of {mixed[0]}{more} had images of different checksums (sha256 in the result files; those that come with "
+        "the package hold some JPEG decodes): where they are taken together, the data differ slightly or altogether"
+    ]

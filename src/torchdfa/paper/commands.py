@@ -141,12 +141,12 @@ def duplicates(
     out: Annotated[Path, Flag(help="folder for the list")] = _RESULTS,
 ) -> None:
     """Find the test images that have a near copy among the training images."""
-    from torchdfa.paper import near_duplicates
+    from torchdfa.paper import near_duplicates, results
 
     if data not in ("cifar10", "cifar100"):
         raise UsageError(f"data must be cifar10 or cifar100; got {data!r}")
+    results.make_folder(out)
     found = near_duplicates.find(data, data_dir)
-    out.mkdir(parents=True, exist_ok=True)
     path = near_duplicates.path(out, data)
     near_duplicates.write(path, found)
     print(f"{len(found['found'])} of {found['test_images']:,} test images have a near copy; list: {path}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +23,56 @@ TITLES = {
 def draw(number: str, found: Collection, path: Path) -> tuple[str, ...]:
     """Draw a figure as PNG, a panel for each data set; returns the names of the recipes whose curves are missing.
 
-    A curve is the mean over the seeds in a band of one standard deviation. Raises RunError where it cannot be written.
+    A curve is the mean over the seeds whose runs finished, in a band of one standard deviation; runs that diverged are
+    counted beside it. Raises RunError where it cannot be written.
     """
     wanted = [recipe for recipe in found.recipes.values() if recipe.name.startswith(f"figure{number}/")]
     panels = list(dict.fromkeys(str(recipe.settings["data"]) for recipe in wanted))
-    shown = {data: _arms(found, [r for r in wanted if r.settings["data"] == data]) for data in panels}
-    longest = max((arms for arms in shown.values()), key=len)
-    with plots.drawn(path, (5.4 * len(panels), 4.2 + 0.22 * ((len(longest) + 3) // 2))) as figure:
+    arms = {recipe.name: arm for recipe in wanted if (arm := _arm(recipe, found.all(recipe))) is not None}
+    entries = list({arm.label: arm for arm in arms.values()}.values())  # an arm stands in several panels
+    markers = dict(zip((arm.label for arm in entries), plots.markers(entries), strict=True))
+    with plots.drawn(path, (5.4 * len(panels), 4.2 + 0.22 * ((len(entries) + 3) // 2))) as figure:
         for axes, data in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-            for arm, marker in zip(shown[data], plots.markers(shown[data]), strict=True):
-                plots.line(axes, arm, "train_top1", marker, "--")
-                plots.line(axes, arm, "test_top1", marker, "-")
+            recipes = [recipe for recipe in wanted if recipe.settings["data"] == data]
+            for arm in (arms[recipe.name] for recipe in recipes if recipe.name in arms):
+                plots.line(axes, arm, "train_top1", markers[arm.label], "--")
+                plots.line(axes, arm, "test_top1", markers[arm.label], "-")
             plots.dress(axes, "top-1 accuracy (%)")
             axes.set(title=NAMES[data], ylim=(0, 100))
-            if not shown[data]:
-                axes.text(0.5, 0.5, "not run yet", ha="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, _without_curve(found, recipes, arms), ha="center", transform=axes.transAxes)
         figure.suptitle(f"{TITLES[number]}: {found.protocol.text}", fontsize=9)
-        plots.legend(figure, longest)
+        plots.legend(figure, [_entry(arm, found, wanted) for arm in entries])
     return found.missing(wanted)
 
 
-def _arms(found: Collection, recipes: list[Recipe]) -> list[Arm]:
-    summaries = [(recipe, found.all(recipe)) for recipe in recipes]
-    return [_arm(recipe, summary) for recipe, summary in summaries if summary is not None]
-
-
-def _arm(recipe: Recipe, summary: Summary) -> Arm:
+def _arm(recipe: Recipe, summary: Summary | None) -> Arm | None:
+    """The runs of a recipe that finished; None where none did."""
     rule: dict[str, Any] = {key: recipe.settings[key] for key in ("rule", "init") if key in recipe.settings}
-    runs = tuple(result.run for result in summary.results if result.run.epochs)
-    return Arm(recipe.title, rule, {"epochs": recipe.settings["epochs"]}, {}, runs)
+    runs = tuple(result.run for result in summary.results if result.run.result is not None) if summary else ()
+    return Arm(recipe.title, rule, {"epochs": recipe.settings["epochs"]}, {}, runs) if runs else None
+
+
+def _entry(arm: Arm, found: Collection, wanted: Sequence[Recipe]) -> Arm:
+    """The arm as the legend has it: with the number of its runs in each panel, which need not be the same."""
+    several = len({recipe.settings["data"] for recipe in wanted}) > 1
+    alike = [(recipe, found.all(recipe)) for recipe in wanted if recipe.title == arm.label]
+    counts = [
+        f"{NAMES[recipe.settings['data']]}: {_count(summary)}" if several else _count(summary)
+        for recipe, summary in alike
+        if summary is not None
+    ]
+    return replace(arm, label=f"{arm.label} ({'; '.join(counts)})", runs=arm.runs[:1])
+
+
+def _count(summary: Summary) -> str:
+    """As in the tables."""
+    finished = len(summary.results) - summary.diverged
+    parts = (f"n={finished}" if finished else "", f"{summary.diverged} diverged" if summary.diverged else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _without_curve(found: Collection, recipes: Sequence[Recipe], arms: Container[str]) -> str:
+    """What a panel says of the arms of which no run finished."""
+    summaries = [(recipe.title, found.all(recipe)) for recipe in recipes if recipe.name not in arms]
+    lines = [f"{title}: {_count(summary)}" for title, summary in summaries if summary is not None]
+    return "\n".join(lines) if lines or len(summaries) < len(recipes) else "not run yet"

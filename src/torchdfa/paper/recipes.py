@@ -39,6 +39,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 MAIN = ("bp", "cdfa-product", "cbdfa-random", "cbdfa-product")
 PRODUCT = ARMS["cbdfa-product"][1]
 RANDOM = ARMS["cbdfa-random"][1]
+CONV_ONLY = {"rule": "frozen", "fixed_output": True}  # "the parameters of the FC layers are fixed"
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "frozen": ("frozen random head", {"rule": "frozen"}),
     "bp-one-layer": ("BP, one FC layer", {"rule": "bp", "fc_layers": 1}),
@@ -199,7 +200,7 @@ def _of_size(protocol: Protocol, size: int) -> dict[str, Any]:
 
 
 def _table_2(protocol: Protocol) -> Iterator[Entry]:
-    arms = {"bp": ARMS["bp"], "cbdfa": ARMS["cbdfa-product"], "conv-only": ("conv. only", {"rule": "frozen"})}
+    arms = {"bp": ARMS["bp"], "cbdfa": ARMS["cbdfa-product"], "conv-only": ("conv. only", CONV_ONLY)}
     for augment, suffix, words in ((False, "", ""), (True, "-augmented", ", augmented")):
         for arm, (title, settings) in arms.items():
             large = _settings(protocol, **settings, lr=LARGE_RATE, augment=augment)

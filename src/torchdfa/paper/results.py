@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from torchdfa.errors import UsageError
 from torchdfa.paper.recipes import Recipe, learned
 from torchdfa.train import runs
-from torchdfa.train.arms import arms
+from torchdfa.train.arms import arms, number
 from torchdfa.train.config import TrainConfig
 
 FORMAT = 1
@@ -37,6 +41,20 @@ class Result:
     def precision(self) -> str:
         return str(self.run.config["resolved"]["precision"])
 
+    @property
+    def right(self) -> NDArray[np.bool_] | None:
+        """(N,) which test images were right; None of runs that did not keep it."""
+        text, images = (self.run.result or {}).get("right"), self.run.config["data"]["test_images"]
+        if text is None:
+            return None
+        try:
+            bits = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+        except (TypeError, ValueError):
+            raise UsageError(f"{self.path} is damaged: its 'right' must be hexadecimal") from None
+        if len(bits) != -(-images // 8):
+            raise UsageError(f"{self.path} is damaged: its 'right' must hold a bit for each of {images} test images")
+        return np.unpackbits(bits, bitorder="little")[:images].astype(np.bool_)
+
 
 def file_name(recipe: str, seed: int) -> str:
     return f"{recipe.replace('/', '.')}.s{seed}.json"
@@ -56,9 +74,17 @@ def write(path: Path, recipe: str, protocol: str, run: runs.Run, diverged: str |
         "format": FORMAT, "recipe": recipe, "protocol": protocol, "seed": run.config["config"]["seed"],
         "run": config, "epochs": run.epochs, "alignment": boundary, "result": result, "diverged": diverged,
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(part)}" for key, part in value.items())
     runs.write(path, f"{{{lines}}}\n".encode())
+
+
+def make_folder(folder: Path) -> None:
+    """UsageError where there is none and none can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--results {folder} cannot be written: {error.strerror}; take another folder") from None
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
@@ -78,14 +104,49 @@ def read(path: Path) -> Result:
         )
     kinds = {"recipe": str, "protocol": str, "seed": int, "run": dict, "epochs": list, "alignment": list}
     for key, kind in kinds.items():
-        if not isinstance(value.get(key), kind):
-            raise UsageError(f"{path} is damaged: its {key!r} must be of type {kind.__name__}")
+        _require_kind(path, key, kind, [value.get(key)])
     missing = [name for name in _CONFIG_PARTS if name not in value["run"]]
     if missing or not (value.get("diverged") or isinstance(value.get("result"), dict)):
         raise UsageError(f"{path} is damaged: it lacks {repr(missing[0]) if missing else 'a result'}")
     run = runs.Run(path, value["run"], value["epochs"], value.get("result"), value["alignment"])
-    arms([run])  # reads every figure, so that damage is found here and not in a table
-    return Result(path, value["recipe"], value["protocol"], value["seed"], run, value.get("diverged"))
+    found = Result(path, value["recipe"], value["protocol"], value["seed"], run, value.get("diverged"))
+    _check(found)
+    return found
+
+
+def _check(result: Result) -> None:
+    """Read all that tables, figures and the page show, so that damage is found here and not in one of them."""
+    run, path = result.run, result.path
+    _require_kind(path, "diverged", str, [result.diverged] if result.diverged else [])
+    _require_kind(path, "epochs", dict, run.epochs)
+    arms([run])
+    _require_kind(path, "precision", str, [run.config["resolved"].get("precision")])
+    _require_kind(path, "test_images", int, [run.config["data"]["test_images"]])
+    for line in run.epochs:
+        number(run, line, "seconds")
+    if run.result is not None:
+        number(run, run.result, "train_top1", 0, 100)
+        if run.result.get("top5", 0) is not None:  # of few classes there is none
+            number(run, run.result, "top5", 0, 100)
+    _ = result.right
+    _check_alignment(run)
+
+
+def _check_alignment(run: runs.Run) -> None:
+    _require_kind(run.folder, "alignment", dict, run.alignment)
+    boundaries: list[Any] = [line.get("boundary") for line in run.alignment]
+    _require_kind(run.folder, "boundary", dict, boundaries)
+    angles = [angle for boundary in boundaries for angle in boundary.values()]
+    _require_kind(run.folder, "boundary", dict, angles)
+    for angle in angles:
+        for key in ("norm_ratio", "degrees"):
+            if angle.get(key, 0) is not None:  # where the gradient vanishes there is a reason instead
+                number(run, angle, key)
+
+
+def _require_kind(path: Path, key: str, kind: type, values: Sequence[Any]) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise UsageError(f"{path} is damaged: its {key!r} must be of type {kind.__name__}")
 
 
 def read_folder(folder: Path, protocol: str) -> tuple[list[Result], list[str]]:

@@ -100,13 +100,13 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
 
 def _arm(run: Run) -> Arm:
     config, resolved, data, machine = _parts(run)
-    values = config.to_dict() | {"data": _data_name(config), "lr": _number(run, resolved, "lr")}
+    values = config.to_dict() | {"data": _data_name(config), "lr": number(run, resolved, "lr")}
     values["precision"] = resolved.get("precision", config.precision)
     rule = {key: values[key] for key in RULE_SETTINGS}
     if config.rule in ("bp", "frozen"):  # they have no feedback, whatever the settings say of it
         rule = {"rule": config.rule}
     settings = {key: value for key, value in values.items() if key not in (*RULE_SETTINGS, *ASIDE)}
-    settings |= {"images": str(data.get("sha256"))[:8], "test images": _number(run, data, "test_images", 1)}
+    settings |= {"images": str(data.get("sha256"))[:8], "test images": number(run, data, "test_images", 1)}
     speed = {key: resolved.get(key) for key in ("device", "threads", "world_size")}
     speed |= {key: machine.get(key) for key in ("cpu", "gpu", "torch")} | {"compile": config.compile}
     _check_epochs(run)
@@ -133,9 +133,9 @@ def _data_name(config: TrainConfig) -> str:
 def _check_epochs(run: Run) -> None:
     for line in run.epochs:
         for key in ("epoch", *EPOCH_FIGURES):
-            _number(run, line, key)
+            number(run, line, key)
     if run.result is not None:
-        _number(run, run.result, "top1", 0, 100)
+        number(run, run.result, "top1", 0, 100)
 
 
 def _figure(run: Run, key: str) -> float | None:
@@ -143,10 +143,11 @@ def _figure(run: Run, key: str) -> float | None:
     name = key if key in source else f"test_{key}"
     if source.get(name) is None:
         return None
-    return _number(run, source, name, 0, 100 if key in _PERCENT else math.inf)
+    return number(run, source, name, 0, 100 if key in _PERCENT else math.inf)
 
 
-def _number(run: Run, source: dict[str, Any], key: str, low: float = -math.inf, high: float = math.inf) -> float:
+def number(run: Run, source: dict[str, Any], key: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A figure from a run's files; UsageError naming the run where it is no number from `low` to `high`."""
     value = source.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UsageError(f"{run.folder} is damaged: its {key!r} must be a number, but is {value!r}")

@@ -52,7 +52,7 @@ class TrainConfig:
     fc_width: int = 512
     fc_batch_norm: bool = False
     dropout: float = 0.0  # after each hidden fully-connected layer
-    fixed_output: bool = False  # the output layer is +-sqrt(2 / units), drawn from the seed, and never learns
+    fixed_output: bool = False  # the output layer never learns; alone it is +-sqrt(2 / units), drawn from the seed
     rule: Rule = "bdfa"
     init: Init = "product"
     distribution: Distribution = "normal"
@@ -154,8 +154,8 @@ def _check_numbers(config: TrainConfig) -> None:
     _require(config.log_alignment >= 0, "log_alignment", "be 0 or a number of steps", config)
     _require(0 <= config.seed < 2**63, "seed", "lie in 0 <= seed < 2^63", config)
     _require(_scale_is_right(config.scale), "scale", f"be a positive number or one of {', '.join(SCALES)}", config)
-    alone = not config.fixed_output or config.fc_layers == 1
-    _require(alone, "fixed_output", "go with --fc-layers 1, as it is a linear classifier on the convolutions", config)
+    whole_head = not config.fixed_output or config.fc_layers == 1 or config.rule == "frozen"
+    _require(whole_head, "fixed_output", "go with --fc-layers 1 or --rule frozen: nothing of the head learns", config)
 
 
 def _scale_is_right(scale: Any) -> bool:

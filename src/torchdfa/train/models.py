@@ -49,7 +49,8 @@ def build(
     "cnn" has three convolutions and averages its last map down to 4x4 where it is larger; "mlp" has none;
     "vgg16" is Figure 3. The head is `fc_layers` fully-connected layers with ReLU between, `fc_width` wide; after each
     hidden one comes batch norm where `fc_batch_norm` (the "w/ BN" columns of Table 1), and dropout. With
-    `fixed_output` the output layer is random signs times He's deviation, without bias, and does not learn.
+    `fixed_output` the output layer has no bias and does not learn: behind hidden layers it keeps its He weights, alone
+    it is random signs times He's deviation.
     """
     if name == "vgg16":
         features, width = _vgg16_features(channels, image_size)
@@ -64,15 +65,16 @@ def build(
     head = _head([width] + [fc_width] * (fc_layers - 1), classes, fc_batch_norm, dropout)
     model = he_init_(Classifier(nn.Sequential(*features), head))
     if fixed_output:
-        fix_to_signs_(head[-1])
+        _fix_(head[-1], to_signs=fc_layers == 1)
     return model
 
 
-def fix_to_signs_(layer: nn.Module) -> None:
-    """Give a linear layer fixed weights of +-sqrt(2 / in_features), no bias, and take it out of training."""
+def _fix_(layer: nn.Module, *, to_signs: bool) -> None:
+    """Take a linear layer out of training, without its bias; `to_signs` makes its weights +-sqrt(2 / in_features)."""
     assert isinstance(layer, nn.Linear)
-    with torch.no_grad():
-        layer.weight.copy_(layer.weight.sign() * math.sqrt(2 / layer.in_features))
+    if to_signs:
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight.sign() * math.sqrt(2 / layer.in_features))
     layer.weight.requires_grad_(False)
     layer.register_parameter("bias", None)
 
