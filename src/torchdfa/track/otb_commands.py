@@ -71,7 +71,9 @@ def otb_run(
     hours: Annotated[float | None, Flag(help="stop cleanly after so long; the same command goes on")] = None,
 ) -> int:
     """Run trackers over a set; what is finished is not run again."""
-    from torchdfa.runner import tally
+    import time
+
+    from torchdfa.runner import over, tally
     from torchdfa.track.experiments import Experiment, run
 
     if threads is not None and workers == 1:
@@ -89,6 +91,7 @@ def otb_run(
     )  # fmt: skip
     if weights is None:
         note("no --weights: untrained features")
+    deadline = None if hours is None else time.time() + 3600 * hours
     counts: Counter[str] = Counter()
     for outcome in run(experiment, workers=workers, threads=threads, scheduler=scheduler, hours=hours):
         counts[outcome.status] += 1
@@ -101,6 +104,7 @@ def otb_run(
         raise RunError(f"{counts['failed']} sequences failed; the same command tries them again")
     if counts["stopped"] + counts["left"]:
         print("the same command goes on", file=sys.stderr)
+        return 0 if over(deadline) else 130  # only a signal stops it before its time
     return 0
 
 
