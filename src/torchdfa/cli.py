@@ -12,7 +12,7 @@ from torchdfa.errors import ConversionError, RunError, UsageError
 from torchdfa.paper import commands as paper
 from torchdfa.track import commands as tracking
 from torchdfa.train.config import TrainConfig
-from torchdfa.train.stop import Stopped
+from torchdfa.train.stop import ALARM, Stopped
 
 app = typer.Typer(
     name="torchdfa",
@@ -27,6 +27,8 @@ _DEFAULT = TrainConfig()
 def main(arguments: list[str] | None = None) -> int:
     """Run a command: 0, or 2 for wrong usage, 1 for a failure, 128 + signal where a signal stopped it.
 
+    The end of the time that --hours gave is no failure: 0.
+
     Where torchrun started several processes, each says what went wrong in it.
     """
     try:
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RunError as error:
         return _say(error, 1)
     except Stopped as stop:
-        return _say(stop, 128 + stop.signum)
+        return _say(stop, 0 if stop.signum == ALARM else 128 + stop.signum)
     except (KeyboardInterrupt, typer.Abort):
         return _say("stopped before training began, or for the second time", 130)
     except Exception as error:

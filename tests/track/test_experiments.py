@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import typer
 
+from torchdfa.cli import main
 from torchdfa.errors import UsageError
 from torchdfa.track import experiments, figures, playback, reporting, results, state
 from torchdfa.track.experiments import run
@@ -15,7 +16,7 @@ from torchdfa.track.sequences import OTB
 from torchdfa.track.tracker import Tracker
 from torchdfa.train import runs
 from track.folders import table
-from track.small import CROP, network, write_sequences
+from track.small import CROP, FEW, network, write_sequences
 from track.small import experiment as small_experiment
 
 NAMES = ("Dog", "Girl")
@@ -241,3 +242,22 @@ def test_lengths_that_differ_can_be_accepted_where_one_runs_and_plays(data, smal
 
 def _parameters(command):
     return typer.main.get_command(otb).commands[command].params
+
+
+def test_the_exit_code_tells_a_signal_from_the_end_of_the_time(data, small, tmp_path, monkeypatch, capsys):
+    few = [f"--option={k}={v}" for k, v in FEW.items() if k not in ("positives", "negatives", "mined", "threads")]
+    command = ["otb", "run", str(data), "--missing=skip", "--sequences=Dog,Girl", "--rule=bp", "--batch=32",
+               "--threads=1", f"--out={tmp_path}", *few]  # fmt: skip
+    assert main([*command, "--hours=1e-9"]) == 0
+    assert "2 not begun" in capsys.readouterr().out
+    original = Tracker.update
+
+    def stop(self, image):
+        signal.raise_signal(signal.SIGINT)
+        return original(self, image)
+
+    monkeypatch.setattr(Tracker, "update", stop)
+    assert main(command) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(Tracker, "update", original)
+    assert main(command) == 0

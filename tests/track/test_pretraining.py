@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from torchdfa.cli import main
 from torchdfa.errors import UsageError
 from torchdfa.track import pretraining as module
 from torchdfa.track import synthetic, weights
@@ -14,6 +15,7 @@ from torchdfa.track.clips import find_clips
 from torchdfa.track.pretrain_options import PretrainConfig
 from torchdfa.track.pretraining import Pretraining, pretrain
 from torchdfa.track.stopping import TrackingStopped
+from torchdfa.train import machine
 from torchdfa.train.runs import read_lines
 from track.small import Features
 
@@ -114,6 +116,24 @@ def test_a_run_goes_on_with_other_threads_and_precision(clips, small, tmp_path):
         pretrain([clips], tmp_path, PretrainConfig(cycles=2, **SMALL), deadline=1.0)
     pretrain([clips], tmp_path, PretrainConfig(cycles=2, threads=1, **(SMALL | {"precision": "auto"})))
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 4
+
+
+def test_a_processor_slow_in_bf16_stays_with_fp32(clips, small, monkeypatch):
+    monkeypatch.setattr(machine, "choose_precision", lambda wanted, device: wanted if wanted != "auto" else "fp32")
+    config = PretrainConfig(cycles=1, **(SMALL | {"precision": "bf16"}))
+    with pytest.warns(UserWarning, match="no fast bf16"):
+        assert not Pretraining(config, find_clips([clips])).bf16
+
+
+def test_the_end_of_the_time_is_no_failure(clips, small, tmp_path, capsys):
+    def command(hours):
+        return main(["pretrain", str(clips), "--out", str(tmp_path / "w"), "--hours", hours, "--threads", "1"])
+
+    assert command("-1") == 2
+    assert "--hours must be a positive number" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+    assert command("1e-9") == 0
+    assert "stopped at step 1 of 200; the same command goes on" in capsys.readouterr().err
 
 
 def test_the_network_of_the_paper_takes_a_step_and_is_exported_without_fc6(clips, tmp_path):

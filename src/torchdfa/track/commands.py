@@ -123,11 +123,13 @@ def pretrain(
     """Train MDNet's convolutions and fc4, fc5 on clips; the same command goes on where it was stopped."""
     import time
 
+    from torchdfa import runner
     from torchdfa.track.clips import find_clips
     from torchdfa.track.pretrain_options import PretrainConfig
     from torchdfa.track.pretraining import pretrain as run
     from torchdfa.track.watching import Watch
 
+    runner.check(1, hours)
     config = PretrainConfig(
         cycles=cycles, start=None if start is None else str(start), norm=norm, lr=lr, augment=augment, seed=seed,
         device=device, precision=precision, threads=threads,

@@ -71,7 +71,9 @@ def otb_run(
     hours: Annotated[float | None, Flag(help="stop cleanly after so long; the same command goes on")] = None,
 ) -> int:
     """Run trackers over a set; what is finished is not run again."""
-    from torchdfa.runner import tally
+    import time
+
+    from torchdfa.runner import over, tally
     from torchdfa.track.experiments import Experiment, run
 
     options = {
@@ -86,6 +88,7 @@ def otb_run(
     )  # fmt: skip
     if weights is None:
         note("no --weights: untrained features")
+    deadline = None if hours is None else time.time() + 3600 * hours
     counts: Counter[str] = Counter()
     outcomes = run(experiment, workers=workers, threads=threads, scheduler=scheduler, hours=hours)
     if threads is not None and workers == 1:
@@ -103,6 +106,7 @@ def otb_run(
         raise RunError(f"{counts['failed']} sequences failed; the same command tries them again")
     if counts["stopped"] + counts["left"]:
         print("the same command goes on", file=sys.stderr)
+        return 0 if over(deadline) else 130  # only a signal stops it before its time
     return 0
 
 

@@ -20,6 +20,7 @@ from torchdfa.counter import stream_key
 from torchdfa.errors import RunError, UsageError
 from torchdfa.track import weights as weights_file
 from torchdfa.track.augment import vary
+from torchdfa.track.checks import use_bf16
 from torchdfa.track.clips import find_clips
 from torchdfa.track.crops import crop, prepared
 from torchdfa.track.frames import pixels
@@ -45,7 +46,7 @@ class Pretraining:
     ) -> None:
         self.config, self.clips = config, list(clips)
         self.device = torch.device(machine.choose_device(config.device))
-        self.bf16 = machine.choose_precision(config.precision, self.device.type) == "bf16"
+        self.bf16 = use_bf16(config.precision, self.device.type)
         self.network = _network(config, len(self.clips), features, sizes).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
