@@ -8,16 +8,14 @@ from torchdfa.cli import main
 from torchdfa.errors import UsageError
 from torchdfa.track import figures, reporting, results, synthetic, video
 from torchdfa.track.demo import demo
-from torchdfa.track.pretraining import pretrain
 
 
 @pytest.mark.parametrize(
     "write",
     [
         demo,
-        lambda out: pretrain([], out),
         lambda out: reporting.write(out, []),
-        lambda out: figures.one_pass([], out),
+        lambda out: figures.attributes([], out),
         lambda out: results.write(out, results.Results("bp", {})),
         lambda out: video.writer(out / "frames"),
     ],

@@ -45,7 +45,9 @@ def one_pass(scores: Seq[Scores], out: Path) -> list[Path]:
 
 def _title(scores: Seq[Scores]) -> str:
     counts = "/".join(map(str, sorted({len(s.sequences) for s in scores})))
-    return f"one-pass evaluation, {condition(scores)}, {counts} sequences, protocol {scores[0].protocol}"
+    what = condition(scores)
+    one_pass = "" if "forced" in what else "one-pass evaluation, "
+    return f"{one_pass}{what}, {counts} sequences, protocol {scores[0].protocol}"
 
 
 def _curves(axes: Axes, kind: str, scores: Seq[Scores], title: str) -> None:
