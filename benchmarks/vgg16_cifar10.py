@@ -52,6 +52,8 @@ def best_rate(out: Path, arm: str) -> float:
         result = out / "sweep" / f"{arm}-lr{rate}" / "result.json"
         if result.exists():  # a rate at which the run diverged has no result
             scores[rate] = json.loads(result.read_text())["top1"]
+    if not scores:
+        raise SystemExit(f"no run of {arm} in {out / 'sweep'} has finished; run 'sweep' first")
     return max(scores, key=lambda rate: scores[rate])
 
 
@@ -60,6 +62,9 @@ def sweep_line(folder: Path, arm: str, rate: float) -> dict[str, object]:
     config = json.loads((folder / "config.json").read_text())
     line = {"arm": arm, "lr": rate, "machine": config["machine"], "resolved": config["resolved"]}
     if not (folder / "result.json").exists():
+        log = folder.parent / f"{folder.name}.log"
+        if not log.exists() or "training diverged" not in log.read_text():
+            raise SystemExit(f"{folder} was interrupted; run 'sweep' again, which finishes it")
         return line | {"diverged": True}
     result = json.loads((folder / "result.json").read_text())
     return line | {"diverged": False} | {key: result[key] for key in ("top1", "test_loss", "train_top1", "train_loss")}

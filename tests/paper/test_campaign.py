@@ -110,6 +110,21 @@ def test_a_recipe_that_changed_is_refused_before_training(tmp_path, recipes, mon
         run(tmp_path, "tiny/frozen")
 
 
+def test_files_that_are_in_the_way_are_named_with_a_way_out(tmp_path, recipes, capsys):
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "tiny.bp.s0.json").write_text('{"format": 1')
+    working = work.working_folder(tmp_path, "short", "tiny/frozen", 0)
+    working.mkdir(parents=True)
+    (working / "notes.txt").write_text("mine")
+    assert run(tmp_path, "tiny/bp", "tiny/frozen") == 1
+    said = capsys.readouterr().out
+    assert "tiny.bp.s0.json is damaged: it is not valid JSON; move " in said
+    assert "away, and the same command trains it again" in said
+    assert "holds files that are not a run's (notes.txt); move " in said
+    assert "--out" not in said
+    assert (working / "notes.txt").read_text() == "mine"
+
+
 def test_a_run_begun_with_another_recipe_is_not_continued(tmp_path, recipes, monkeypatch, capsys):
     task = work.task(tiny_recipes()["tiny/bp"], "short", 0, tmp_path, quiet=True, **ASIDE)
     assert runner.perform(task, time.time() + 0.1).status == "stopped"

@@ -77,6 +77,11 @@ def test_choices_are_made_on_held_out_images_alone():
     assert all(r.config(0).validate == 0 for name, r in SHORT.items() if "sweep/" not in name)
 
 
+def test_no_two_recipes_of_a_sweep_have_one_title():
+    titles = [recipe.title for name, recipe in SHORT.items() if "sweep/" in name]
+    assert len(set(titles)) == len(titles)
+
+
 def test_a_pattern_is_a_name_its_beginning_or_has_stars():
     def chosen(*patterns):
         return [recipe.name for recipe in select(SHORT, patterns)]

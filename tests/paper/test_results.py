@@ -42,9 +42,9 @@ def test_half_written_and_foreign_files_are_named_and_passed_over(tmp_path):
     found, notes = results.read_folder(tmp_path, "short")
     assert [r.path for r in found] == [whole]
     assert [re.sub(".*/short/", "", note) for note in notes] == [
-        "half.json is damaged: it is not valid JSON",
-        "notes.txt is damaged: it is not valid JSON",
-        "other.json is not a result file of torchdfa paper",
+        "half.json is damaged: it is not valid JSON; move it away",
+        "notes.txt is damaged: it is not valid JSON; move it away",
+        "other.json is not a result file of torchdfa paper; move it away",
         f"renamed.s0.json holds {BP}, seed 0, short",
     ]
 

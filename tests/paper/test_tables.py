@@ -102,6 +102,25 @@ def test_accuracy_without_near_duplicates(shipped):
     assert "4 of the 10,000 test images of cifar10" in table.note
 
 
+def test_a_list_among_the_own_results_goes_before_the_one_of_the_package(shipped, tmp_path):
+    near_duplicates.write(near_duplicates.path(shipped, "cifar10"), {"test_images": 10_000, "found": [0]})
+    source = tmp_path / "duplicates.csv"
+    source.write_text("TestID,TrainID,Judgment\n3,17,0\n1,20,1\n3,18,1\n")
+    (tmp_path / "own").mkdir()
+    near_duplicates.write(near_duplicates.path(tmp_path / "own", "cifar10"), near_duplicates.listed("cifar10", source))
+    write_result(shipped, "table1/cifar10/bp", right=bytes([0b00001010, *[0] * 1249]).hex())
+    table = tables.TABLES["duplicates"](collection.collect("short", tmp_path / "own"))
+    assert rows(table)["table1/cifar10/bp"][2:5] == ("0.02 (n=1)", "0.00 (n=1)", "100.00 (n=1)")
+    assert "2 of the 10,000 test images of cifar10 (the list in" in table.note
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "TestID\nx\n", "TestID\n10000\n", "TestID\n"])
+def test_a_wrong_list_is_named(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UsageError, match=r"--list .*list\.csv must"):
+        near_duplicates.listed("cifar10", tmp_path / "list.csv")
+
+
 def test_runs_that_kept_no_single_images_have_dashes_there(shipped):
     near_duplicates.write(near_duplicates.path(shipped, "cifar10"), {"test_images": 10_000, "found": [0]})
     write_result(shipped, "table1/cifar10/bp")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchdfa.paper import near_duplicates, results
 from torchdfa.paper.recipes import Protocol, Recipe, protocol_named, recipes
@@ -23,6 +24,7 @@ class Collection:
     _shipped: dict[str, list[Result]]
     _own: dict[str, list[Result]]
     notes: tuple[str, ...] = field(default=())
+    folder: Path | None = None  # of the user's results
 
     @property
     def has_own(self) -> bool:
@@ -53,7 +55,7 @@ class Collection:
 
     def without_duplicates(self, recipe: Recipe) -> tuple[str, str, str]:
         """Top-1 on all test images, on those without a near copy in the training set, and on the others."""
-        mask = near_duplicates.read(str(recipe.settings["data"]))
+        mask, _ = self._near_copies(str(recipe.settings["data"]))
         summary = self.all(recipe)
         if mask is None or summary is None:
             return "–", "–", "–"
@@ -69,9 +71,18 @@ class Collection:
     def duplicate_note(self) -> str:
         counts = []
         for data in ("cifar10", "cifar100"):
-            mask = near_duplicates.read(data)
-            counts += [] if mask is None else [f"{int(mask.sum())} of the {len(mask):,} test images of {data}"]
-        return f"Found by hash and thumbnail: {', '.join(counts) or 'not looked for yet'}."
+            mask, whose = self._near_copies(data)
+            counts += (
+                [] if mask is None else [f"{int(mask.sum())} of the {len(mask):,} test images of {data} ({whose})"]
+            )
+        return f"Near copies: {', '.join(counts) or 'not looked for yet'}."
+
+    def _near_copies(self, data: str) -> tuple[NDArray[np.bool_] | None, str]:
+        """Which test images have a near copy, by the list among the user's results before the one of the package."""
+        own = near_duplicates.read(data, self.folder) if self.folder else None
+        if own is not None:
+            return own, f"the list in {self.folder}"
+        return near_duplicates.read(data), "found by hash and thumbnail"
 
 
 def _summary(found: list[Result]) -> Summary | None:
@@ -86,7 +97,7 @@ def collect(protocol: str, folder: Path | None) -> Collection:
     yours, own_notes = results.read_folder(folder, protocol) if folder else ([], [])
     return Collection(
         found, available, results.matching(ours, available), results.matching(yours, available),
-        (*notes, *own_notes, *_other_images([*ours, *yours])),
+        (*notes, *own_notes, *_other_images([*ours, *yours])), folder,
     )  # fmt: skip
 
 

@@ -138,16 +138,18 @@ def add(
 def duplicates(
     data: Annotated[str, typer.Argument(help="cifar10 or cifar100")],
     data_dir: Annotated[Path | None, Flag(help="where CIFAR lies")] = None,
-    out: Annotated[Path, Flag(help="folder for the list")] = _RESULTS,
+    listed: Annotated[Path | None, Flag("--list", help="a CSV file with their numbers as TestID, not a search")] = None,
+    results: Results = _RESULTS,
 ) -> None:
-    """Find the test images that have a near copy among the training images."""
-    from torchdfa.paper import near_duplicates, results
+    """Find the test images that have a near copy among the training images; 'table duplicates' leaves them out."""
+    from torchdfa.paper import near_duplicates
+    from torchdfa.paper.results import make_folder
 
     if data not in ("cifar10", "cifar100"):
         raise UsageError(f"data must be cifar10 or cifar100; got {data!r}")
-    results.make_folder(out)
-    found = near_duplicates.find(data, data_dir)
-    path = near_duplicates.path(out, data)
+    make_folder(results)
+    found = near_duplicates.listed(data, listed) if listed else near_duplicates.find(data, data_dir)
+    path = near_duplicates.path(results, data)
     near_duplicates.write(path, found)
     print(f"{len(found['found'])} of {found['test_images']:,} test images have a near copy; list: {path}")
 

@@ -6,6 +6,7 @@ network and by eye. Here a copy is found by a perceptual hash and the colours of
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torchdfa.train import cifar, runs
 from torchdfa.train.duplicates import MAX_BITS, MAX_LEVELS, difference_hash, thumbnail
 
 BLOCK = 512
+TEST_IMAGES = 10_000
 
 
 def matches(test: Tensor, train: Tensor) -> Tensor:
@@ -56,6 +58,20 @@ def find(data: str, data_dir: Path | None) -> dict[str, Any]:
         "test_images": len(parts.test_x),
         "found": found,
     }
+
+
+def listed(data: str, source: Path) -> dict[str, Any]:
+    """As `find`, from a published list: a CSV file whose column TestID holds the numbers of test images (ciFAIR's)."""
+    try:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            found = sorted({int(row["TestID"]) for row in csv.DictReader(file)})
+    except OSError as error:
+        raise UsageError(f"--list {source} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise UsageError(f"--list {source} must be a CSV file with a column TestID of whole numbers") from None
+    if not found or not 0 <= found[0] <= found[-1] < TEST_IMAGES:
+        raise UsageError(f"--list {source} must name test images by numbers from 0 to {TEST_IMAGES - 1}")
+    return {"data": data, "test_images": TEST_IMAGES, "found": found}
 
 
 def write(path: Path, value: dict[str, Any]) -> None:

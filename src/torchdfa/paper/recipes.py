@@ -243,5 +243,6 @@ def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
                     for decay in (5e-4, 5e-3):
                         sized = _of_size(protocol, size) | {"validate": HELD_OUT, "batch_size": batch}
                         chosen = _settings(protocol, **settings | sized | {"lr": rate, "weight_decay": decay})
+                        words = f"rate {rate:g}, decay {decay:g}"
                         name = f"small-sweep/{size}/{arm}/b{batch}-lr{rate:g}-wd{decay:g}"
-                        yield name, f"{title}, {size:,} images, batch {batch}, rate {rate:g}", chosen, None
+                        yield name, f"{title}, {size:,} images, batch {batch}, {words}", chosen, None

@@ -158,7 +158,7 @@ def read_folder(folder: Path, protocol: str) -> tuple[list[Result], list[str]]:
         try:
             result = read(path)
         except UsageError as error:
-            notes.append(f"passed over: {error}")
+            notes.append(f"passed over: {error}; move it away")
             continue
         if path.name != file_name(result.recipe, result.seed) or result.protocol != protocol:
             notes.append(f"passed over: {path} holds {result.recipe}, seed {result.seed}, {result.protocol}")

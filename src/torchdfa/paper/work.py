@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torchdfa.errors import UsageError
 from torchdfa.paper import results
 from torchdfa.paper.recipes import Recipe
 from torchdfa.runner import Task
@@ -39,7 +41,9 @@ def train_recipe(
     """
     path = folder / protocol / results.file_name(recipe.name, config.seed)
     if path.exists():
-        results.require_unchanged(results.read(path).config, recipe, path)
+        with _way_out(f"move {path} away, and the same command trains it again"):
+            kept = results.read(path)
+        results.require_unchanged(kept.config, recipe, path)
         return "finished before"
     working = working_folder(folder, protocol, recipe.name, config.seed)
     diverged = None
@@ -57,8 +61,19 @@ def train_recipe(
     return diverged or f"top-1 {(run.result or {})['top1']:.2f} %"
 
 
+@contextlib.contextmanager
+def _way_out(advice: str) -> Iterator[None]:
+    """What to do about a file that is in the way, in place of flags that 'torchdfa paper' has not."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{str(error).partition('; ')[0]}; {advice}") from None
+
+
 def _train(recipe: Recipe, config: TrainConfig, working: Path, deadline: float | None, quiet: bool) -> runs.Run:
     if not (working / runs.CHECKPOINT).exists():
+        with _way_out(f"move {working} away, and the same command begins anew"):
+            runs.create(working)
         return program.train(config, working, deadline=deadline, quiet=quiet)
     begun = runs.read(working)
     results.require_unchanged(TrainConfig.from_dict(begun.config.get("config")), recipe, working)
