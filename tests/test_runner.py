@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -59,11 +62,16 @@ def test_a_killed_worker_loses_no_task(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_task_that_kills_its_worker_each_time_is_given_up(tmp_path: Path):
-    (found,) = runner.run([Task("die", runner_tasks.die, (tmp_path, 99))], workers=2, threads=1)
-    assert found.status == "failed"
-    assert f"died {runner.TRIES} times" in found.message
-    assert len(list(tmp_path.iterdir())) == runner.TRIES
+def test_a_task_that_kills_its_worker_each_time_is_given_up_alone(tmp_path: Path):
+    tasks = [
+        Task("die", runner_tasks.die_beside, (tmp_path, "good")),
+        Task("good", runner_tasks.outlive, (tmp_path, "good")),
+    ]
+    found = by_name(list(runner.run(tasks, workers=2, threads=1)))
+    assert found["die"].status == "failed"
+    assert f"died {runner.TRIES} times" in found["die"].message
+    assert len(list(tmp_path.glob("die.*"))) == runner.TRIES
+    assert found["good"] == Outcome("good", "done", 1)
 
 
 def test_after_the_deadline_the_running_task_stops_and_no_other_begins(tmp_path: Path):
@@ -92,6 +100,25 @@ def test_a_signal_stops_all_cleanly(tmp_path: Path, workers: int):
     assert sorted(o.status for o in found.values()) == ["left"] * (4 - workers) + ["stopped"] * workers
     assert sum("stopped at step" in o.message for o in found.values()) == workers
     assert len(list(tmp_path.iterdir())) == workers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_workers_save_whoever_else_hears_the_signal(tmp_path: Path, signum: int):
+    """A terminal and a batch system send it to the parent and all workers, of which one is idle."""
+    code = f"import runner_tasks; runner_tasks.two_at_work_and_one_idle({str(tmp_path)!r})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    program = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE
+    )
+    while len(list(tmp_path.iterdir())) < 3:
+        assert program.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(program.pid, signum)
+    out, _ = program.communicate(timeout=60)
+    assert json.loads(out) == {"quick": "done", "a": "stopped", "b": "stopped"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.saved", "b", "b.saved", "quick"}
 
 
 def test_nothing_to_do_needs_no_worker():

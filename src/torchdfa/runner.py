@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Protocol
 
 from torchdfa.errors import ConversionError, RunError, UsageError
-from torchdfa.train.stop import Stopped, StopSignals
+from torchdfa.train.stop import Stopped, StopSignals, asked, serve
 
 TRIES = 3  # a task whose worker died so often is given up
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -80,7 +82,7 @@ def run(
         return _elsewhere(tasks, _Cluster(scheduler), len(tasks), deadline, watch)
     if workers == 1:
         return _here(tasks, deadline)
-    pool = _Processes(workers, threads or max(1, cores() // workers))
+    pool = _Processes(threads or max(1, cores() // workers))
     return _elsewhere(tasks, pool, workers, deadline, watch)
 
 
@@ -109,6 +111,8 @@ def _require_names(tasks: Sequence[Task]) -> None:
 def perform(task: Task, deadline: float | None) -> Outcome:
     """Call a task's function; what torchdfa raises on purpose becomes its outcome."""
     with _ONE_AT_A_TIME:
+        if asked():
+            return Outcome(task.name, "left", message="not begun")
         if over(deadline):
             return Outcome(task.name, "left", message="not begun: the time was over")
         try:
@@ -164,6 +168,8 @@ def _elsewhere(
                 for future in ended:
                     task = running.pop(future)
                     outcome = _outcome(future, task)
+                    if outcome is None and stopping:
+                        outcome = Outcome(task.name, "stopped", message="stopped; its last checkpoint is kept")
                     if outcome is None and tries[task.name] < TRIES:
                         waiting.insert(0, task)
                     else:
@@ -189,38 +195,64 @@ def _outcome(future: Future[Outcome], task: Task) -> Outcome | None:
 
 
 class _Processes:
-    """A pool of processes of this machine, made anew when one of them died."""
+    """Pools of one process of this machine each: a worker that dies takes no other task with it."""
 
-    def __init__(self, workers: int, threads: int) -> None:
-        self._workers, self._threads = workers, threads
-        self._executor: Executor | None = None
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._last: dict[Executor, Future[Outcome]] = {}  # what each pool has or had to do
+        self._workers: set[BaseProcess] = set()
 
     def submit(self, task: Task, deadline: float | None) -> Future[Outcome]:
-        try:
-            return self._fresh().submit(perform, task, deadline)
-        except BrokenProcessPool:
-            self._executor = None
-            return self._fresh().submit(perform, task, deadline)
+        for executor in [free for free, last in self._last.items() if last.done()]:
+            try:
+                return self._give(executor, task, deadline)
+            except BrokenProcessPool:
+                del self._last[executor]
+        # Spawned, not forked: torch's thread pools do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        return self._give(ProcessPoolExecutor(1, context, _begin, (self._threads,)), task, deadline)
 
-    def _fresh(self) -> Executor:
-        if self._executor is None:
-            # Spawned, not forked: torch's thread pools do not survive a fork.
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self._workers, context, _begin, (self._threads,))
-        return self._executor
+    def _give(self, executor: Executor, task: Task, deadline: float | None) -> Future[Outcome]:
+        others = set(multiprocessing.active_children()) - self._workers
+        with _signals_held():
+            self._last[executor] = executor.submit(perform, task, deadline)
+        self._workers = set(multiprocessing.active_children()) - others
+        return self._last[executor]
 
     def stop(self) -> None:
-        for child in multiprocessing.active_children():
-            child.terminate()  # SIGTERM, at which a training saves and stops
+        for worker in self._workers:
+            worker.terminate()  # SIGTERM, at which a training saves and stops
 
     def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        """End the workers, at once where they are at work: that is after a second signal, or an error here."""
+        if not all(last.done() for last in self._last.values()):
+            for worker in self._workers:
+                worker.kill()
+        for executor in self._last:
+            executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes begun within are born with SIGINT and SIGTERM held back, until `_begin` can hear them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _begin(threads: int) -> None:
-    """What a worker process does first. Ctrl-C in a terminal reaches it too; only a training listens to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What a worker process does first."""
+    serve()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     import torch
 
     torch.set_num_threads(threads)
