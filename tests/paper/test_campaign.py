@@ -14,7 +14,7 @@ from torchdfa import runner
 from torchdfa.errors import RunError, UsageError
 from torchdfa.paper import campaign, results, work
 from torchdfa.paper.campaign import Campaign
-from torchdfa.train import program, runs
+from torchdfa.train import checkpoint, program, runs
 
 ASIDE: dict[str, Any] = {"data_dir": None, "download": False, "device": "cpu", "precision": "fp32", "threads": 1}
 WHEN = ("seconds", "images_per_second")
@@ -84,6 +84,14 @@ def test_a_budget_too_small_for_one_epoch_says_so_and_keeps_the_checkpoint(tmp_p
     with pytest.raises(RunError, match="--hours 1e-08 ended before one epoch of any run"):
         run(tmp_path, "tiny/bp", hours=1e-8)
     assert run(tmp_path, "tiny/bp") == 0
+
+
+def test_a_budget_of_epochs_without_a_test_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "recipes", lambda protocol: {"long": tiny("long", epochs=20_000, test_every=20_000)})
+    assert run(tmp_path, hours=4 / 3600) == 0
+    working = work.working_folder(tmp_path, "short", "long", 0)
+    assert checkpoint.load(working / runs.CHECKPOINT)["epoch"] > 0
+    assert not runs.read(working).epochs
 
 
 def test_the_run_folder_is_kept_on_request(tmp_path, recipes):
