@@ -56,6 +56,11 @@ def test_a_result_equals_the_training_alone(tmp_path, recipes):
     assert [line["train_loss"] for line in found.run.epochs] == [line["train_loss"] for line in alone.epochs]
 
 
+def test_the_speed_counts_the_images_of_the_last_batch_too(tmp_path):
+    run = program.train(small(epochs=2, rule="bp", subset=130, batch_size=100), tmp_path / "run", quiet=True)
+    assert run.result["images_per_second"] == pytest.approx(2 * 130 / run.result["seconds"], abs=0.01)
+
+
 def test_what_is_finished_is_not_run_again(tmp_path, recipes, capsys):
     run(tmp_path, "tiny/bp")
     before = (tmp_path / "short" / "tiny.bp.s0.json").stat()
@@ -217,6 +222,11 @@ def test_a_run_of_the_training_program_can_be_added(tmp_path, recipes):
     path = campaign.add(tmp_path / "run", "short", tmp_path / "results")
     assert path.endswith("short/tiny.bdfa.s4.json")
     with pytest.raises(UsageError, match="exists already"):
+        campaign.add(tmp_path / "run", "short", tmp_path / "results")
+    config = runs.read_json(tmp_path / "run" / runs.CONFIG)
+    config["resolved"]["world_size"] = 2
+    runs.write_json(tmp_path / "run" / runs.CONFIG, config)
+    with pytest.raises(UsageError, match="was trained by several processes"):
         campaign.add(tmp_path / "run", "short", tmp_path / "results")
     program.train(small(epochs=1, lr=0.5), tmp_path / "other", quiet=True)
     with pytest.raises(UsageError, match="has the settings of no recipe of --protocol short"):

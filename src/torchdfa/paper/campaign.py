@@ -163,6 +163,8 @@ def add(folder: Path, protocol: str, target: Path) -> str:
     available = recipes(protocol_named(protocol))
     run = runs.read(folder)
     config = TrainConfig.from_dict(run.config.get("config"))
+    if run.config.get("resolved", {}).get("world_size", 1) != 1:
+        raise UsageError(f"{folder} was trained by several processes, each with a batch norm of its own; use one")
     if run.result is None:
         raise UsageError(f"{folder} has not finished; continue it with 'torchdfa train --resume {folder}'")
     for recipe in available.values():
