@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from torchdfa import runner
 from torchdfa.errors import RunError
 from torchdfa.train.stop import Stopped, StopSignals
 
@@ -48,3 +50,44 @@ def work(marks: Path, name: str, *, deadline: float | None) -> Any:
             if signals.signum:
                 raise Stopped(signals.signum, marks, step, 1200)
     return "ended"
+
+
+def save_slowly(marks: Path, name: str, *, deadline: float | None) -> None:
+    """Work as a training does, whose stop takes longer than the parent takes to pass a signal on."""
+    with StopSignals(deadline) as signals:
+        (marks / name).touch()
+        for step in range(1200):
+            time.sleep(0.05)
+            if signals.signum:
+                time.sleep(4 * runner.SECONDS_BETWEEN_LOOKS)
+                (marks / f"{name}.saved").touch()
+                raise Stopped(signals.signum, marks, step, 1200)
+
+
+def touch(mark: Path, *, deadline: float | None) -> None:
+    mark.touch()
+
+
+def two_at_work_and_one_idle(marks: str) -> None:
+    """A program to send signals to; prints the statuses of its tasks as JSON."""
+    tasks = [runner.Task(name, save_slowly, (Path(marks), name)) for name in ("a", "b")]
+    tasks.append(runner.Task("quick", touch, (Path(marks) / "quick",)))
+    outcomes = list(runner.run(tasks, workers=3, threads=1))
+    print(json.dumps({outcome.name: outcome.status for outcome in outcomes}))
+
+
+def die_beside(marks: Path, name: str, *, deadline: float | None) -> None:
+    """Be killed in every call, once task `name` has begun."""
+    while not list(marks.glob(f"{name}.*")):
+        time.sleep(0.05)
+    (marks / f"die.{len(list(marks.iterdir()))}").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outlive(marks: Path, name: str, *, deadline: float | None) -> int:
+    """Work until another task has died `runner.TRIES` times; returns how often this one was begun."""
+    begun = len(list(marks.glob(f"{name}.*"))) + 1
+    (marks / f"{name}.{begun}").touch()
+    while len(list(marks.glob("die.*"))) < runner.TRIES:
+        time.sleep(0.05)
+    return begun

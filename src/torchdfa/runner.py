@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -16,15 +17,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Protocol
 
 from torchdfa.errors import ConversionError, RunError, UsageError
-from torchdfa.train.stop import Stopped, StopSignals
+from torchdfa.train.stop import Stopped, StopSignals, asked, serve
 
 TRIES = 3  # a task whose worker died so often is given up
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_CONNECT = 10
+SECONDS_OF_GRACE = 60  # for the workers of a cluster to save and answer, after the end of the time
 # Training uses the process's random numbers and thread count: two tasks in one process would disturb each other.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -71,7 +75,7 @@ def run(
     here. `watch` is called twice a second while others work. Raises UsageError for wrong arguments and where the
     scheduler cannot be reached.
     """
-    check(workers, hours, threads)
+    check(workers, hours, threads, scheduler)
     _require_names(tasks)
     deadline = None if hours is None else time.time() + 3600 * hours
     if not tasks:
@@ -80,7 +84,7 @@ def run(
         return _elsewhere(tasks, _Cluster(scheduler), len(tasks), deadline, watch)
     if workers == 1:
         return _here(tasks, deadline)
-    pool = _Processes(workers, threads or max(1, cores() // workers))
+    pool = _Processes(threads or max(1, cores() // workers))
     return _elsewhere(tasks, pool, workers, deadline, watch)
 
 
@@ -89,14 +93,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check(workers: int, hours: float | None, threads: int | None = None) -> None:
-    """UsageError where a number makes no sense; for programs that read data before they run anything."""
+def check(workers: int, hours: float | None, threads: int | None = None, scheduler: str | None = None) -> None:
+    """UsageError where an argument makes no sense; for programs that read data before they run anything."""
     if workers < 1:
         raise UsageError(f"--workers must be at least 1; got {workers}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1; got {threads}")
     if hours is not None and not 0 < hours < float("inf"):
         raise UsageError(f"--hours must be a positive number; got {hours}")
+    address = None if scheduler is None else re.fullmatch(r"(\w+://)?(\[[\w:.%]+\]|[^\s/:]+):(\d+)/?", scheduler)
+    if scheduler is not None and (address is None or int(address[3]) >= 2**16):
+        raise UsageError(f"--scheduler must be host:port, such as tcp://host:8786; got {scheduler!r}")
 
 
 def _require_names(tasks: Sequence[Task]) -> None:
@@ -109,6 +116,8 @@ def _require_names(tasks: Sequence[Task]) -> None:
 def perform(task: Task, deadline: float | None) -> Outcome:
     """Call a task's function; what torchdfa raises on purpose becomes its outcome."""
     with _ONE_AT_A_TIME:
+        if asked():
+            return Outcome(task.name, "left", message="not begun")
         if over(deadline):
             return Outcome(task.name, "left", message="not begun: the time was over")
         try:
@@ -136,6 +145,7 @@ def _here(tasks: Sequence[Task], deadline: float | None) -> Iterator[Outcome]:
 class _Pool(Protocol):
     def submit(self, task: Task, deadline: float | None) -> Future[Outcome]: ...
     def stop(self) -> None: ...
+    def lost(self, deadline: float) -> str: ...
     def close(self) -> None: ...
 
 
@@ -163,11 +173,14 @@ def _elsewhere(
                 watch()
                 for future in ended:
                     task = running.pop(future)
-                    outcome = _outcome(future, task)
+                    outcome = _outcome(future, task, stopping)
                     if outcome is None and tries[task.name] < TRIES:
                         waiting.insert(0, task)
                     else:
                         yield outcome or Outcome(task.name, "failed", message=_GIVEN_UP)
+                if lost := deadline is not None and over(deadline) and pool.lost(deadline):
+                    yield from (Outcome(task.name, "failed", message=lost) for task in [*running.values(), *waiting])
+                    return
         finally:
             pool.close()
 
@@ -175,52 +188,83 @@ def _elsewhere(
 _GIVEN_UP = f"its worker died {TRIES} times (out of memory?); run it again to go on from its checkpoint"
 
 
-def _outcome(future: Future[Outcome], task: Task) -> Outcome | None:
-    """None where the worker died."""
+def _outcome(future: Future[Outcome], task: Task, stopping: bool) -> Outcome | None:
+    """None where the worker died for no reason of ours."""
     if future.cancelled():
-        return Outcome(task.name, "left", message="not begun")
+        if stopping:
+            return Outcome(task.name, "left", message="not begun")
+        return Outcome(task.name, "failed", message="the scheduler was lost; once it is back the same command goes on")
     error = future.exception()
     if error is None:
         return future.result()
     if isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker":
-        return None
+        return Outcome(task.name, "stopped", message="stopped; its last checkpoint is kept") if stopping else None
     logging.getLogger(__name__).error("%s failed", task.name, exc_info=error)
     return Outcome(task.name, "failed", message=f"{type(error).__name__}: {error}")
 
 
 class _Processes:
-    """A pool of processes of this machine, made anew when one of them died."""
+    """Pools of one process of this machine each: a worker that dies takes no other task with it."""
 
-    def __init__(self, workers: int, threads: int) -> None:
-        self._workers, self._threads = workers, threads
-        self._executor: Executor | None = None
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._last: dict[Executor, Future[Outcome]] = {}  # what each pool has or had to do
+        self._workers: set[BaseProcess] = set()
 
     def submit(self, task: Task, deadline: float | None) -> Future[Outcome]:
-        try:
-            return self._fresh().submit(perform, task, deadline)
-        except BrokenProcessPool:
-            self._executor = None
-            return self._fresh().submit(perform, task, deadline)
+        for executor in [free for free, last in self._last.items() if last.done()]:
+            try:
+                return self._give(executor, task, deadline)
+            except BrokenProcessPool:
+                del self._last[executor]
+        # Spawned, not forked: torch's thread pools do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        return self._give(ProcessPoolExecutor(1, context, _begin, (self._threads,)), task, deadline)
 
-    def _fresh(self) -> Executor:
-        if self._executor is None:
-            # Spawned, not forked: torch's thread pools do not survive a fork.
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self._workers, context, _begin, (self._threads,))
-        return self._executor
+    def _give(self, executor: Executor, task: Task, deadline: float | None) -> Future[Outcome]:
+        others = set(multiprocessing.active_children()) - self._workers
+        with _signals_held():
+            self._last[executor] = executor.submit(perform, task, deadline)
+        self._workers = set(multiprocessing.active_children()) - others
+        return self._last[executor]
 
     def stop(self) -> None:
-        for child in multiprocessing.active_children():
-            child.terminate()  # SIGTERM, at which a training saves and stops
+        for worker in self._workers:
+            worker.terminate()  # SIGTERM, at which a training saves and stops
+
+    def lost(self, deadline: float) -> str:
+        return ""  # each worker looks at the clock itself
 
     def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        """End the workers, at once where they are at work: that is after a second signal, or an error here."""
+        if not all(last.done() for last in self._last.values()):
+            for worker in self._workers:
+                worker.kill()
+        for executor in self._last:
+            executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes begun within are born with SIGINT and SIGTERM held back, until `_begin` can hear them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _begin(threads: int) -> None:
-    """What a worker process does first. Ctrl-C in a terminal reaches it too; only a training listens to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What a worker process does first."""
+    serve()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     import torch
 
     torch.set_num_threads(threads)
@@ -241,13 +285,26 @@ class _Cluster:
                 f"--scheduler {address} cannot be reached ({error}); start 'dask scheduler' there, or check the "
                 "address, such as tcp://host:8786"
             ) from None
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told by the outcomes
         self._executor = self._client.get_executor(pure=False)
+        if not self._client.nthreads():
+            logging.getLogger(__name__).warning(
+                "the scheduler has no workers yet; runs begin when 'dask worker %s' is started", address
+            )
 
     def submit(self, task: Task, deadline: float | None) -> Future[Outcome]:
         return self._executor.submit(perform, task, deadline)
 
     def stop(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False)  # Dask: cancels what has not ended
+
+    def lost(self, deadline: float) -> str:
+        """Why no answer will come any more, or ""."""
+        if not self._client.nthreads():
+            return "not begun: the scheduler has no workers; start 'dask worker' with its address"
+        if over(deadline + SECONDS_OF_GRACE):
+            return f"no answer within {SECONDS_OF_GRACE} s of the end of --hours; it goes on from its last checkpoint"
+        return ""
 
     def close(self) -> None:
         self._client.close()

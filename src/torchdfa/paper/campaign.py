@@ -18,7 +18,7 @@ from torchdfa.errors import RunError, UsageError
 from torchdfa.paper import results, work
 from torchdfa.paper.recipes import Recipe, learned, owners, protocol_named, recipes, select
 from torchdfa.runner import Outcome
-from torchdfa.train import program, runs
+from torchdfa.train import checkpoint, program, runs
 from torchdfa.train.config import TrainConfig
 
 
@@ -40,7 +40,7 @@ def run(plan: Campaign, *, workers: int, hours: float | None, scheduler: str | N
     Raises UsageError before anything is trained where an argument, the data or the results folder are wrong, and
     RunError where `hours` were too few for one epoch of any run.
     """
-    runner.check(workers, hours)
+    runner.check(workers, hours, scheduler=scheduler)
     todo = _todo(plan)
     if not todo:
         print(f"nothing to do: every run of {', '.join(plan.patterns)} is finished in {plan.folder / plan.protocol}")
@@ -51,13 +51,12 @@ def run(plan: Campaign, *, workers: int, hours: float | None, scheduler: str | N
     _require_data(todo, aside)
     tasks = [work.task(r, plan.protocol, s, plan.folder, keep=plan.keep, quiet=not alone, **aside) for r, s in todo]
     watched = _Watched(plan, todo)
-    began, before = time.time(), watched.epochs()
+    began, before = time.time(), watched.trained() if hours is not None else 0
     with watched.shown(hidden=alone) as watch:
         outcomes = runner.run(tasks, workers=workers, threads=threads, scheduler=scheduler, hours=hours, watch=watch)
         counts = _told(outcomes, len(tasks), watched)
     ended_early = hours is not None and time.time() >= began + 3600 * hours
-    advanced = watched.epochs() > before or counts["done"] + counts["failed"] > 0
-    if ended_early and not advanced:
+    if ended_early and not counts["done"] + counts["failed"] and watched.trained() <= before:
         raise RunError(
             f"--hours {hours:g} ended before one epoch of any run (checkpoints are kept, so the same command goes on "
             "from them); take a larger budget, or more --threads"
@@ -117,6 +116,10 @@ class _Watched:
         """Epochs that are trained and tested, of all runs together."""
         return sum(total if result.exists() else _last_epoch(metrics) for result, metrics, total in self._runs)
 
+    def trained(self) -> int:
+        """Epochs in the checkpoints of runs that have not ended, tested or not."""
+        return sum(_saved_epochs(metrics.with_name(runs.CHECKPOINT)) for _, metrics, _ in self._runs)
+
     @contextmanager
     def shown(self, *, hidden: bool) -> Iterator[Any]:
         """A bar over all runs, in a terminal; yields what moves it."""
@@ -141,6 +144,14 @@ def _last_epoch(metrics: Path) -> int:
     return lines[-1]["epoch"] if lines else 0
 
 
+def _saved_epochs(path: Path) -> int:
+    """0 where there is no checkpoint, or none that can be read: its own run says what is wrong with it."""
+    try:
+        return int(checkpoint.load(path)["epoch"])
+    except UsageError:
+        return 0
+
+
 def add(folder: Path, protocol: str, target: Path) -> str:
     """Write the result file of a finished run of `torchdfa train`; returns its path as text.
 
@@ -149,6 +160,8 @@ def add(folder: Path, protocol: str, target: Path) -> str:
     available = recipes(protocol_named(protocol))
     run = runs.read(folder)
     config = TrainConfig.from_dict(run.config.get("config"))
+    if run.config.get("resolved", {}).get("world_size", 1) != 1:
+        raise UsageError(f"{folder} was trained by several processes, each with a batch norm of its own; use one")
     if run.result is None:
         raise UsageError(f"{folder} has not finished; continue it with 'torchdfa train --resume {folder}'")
     for recipe in available.values():

@@ -107,6 +107,8 @@ def _arm(run: Run) -> Arm:
         rule = {"rule": config.rule}
     settings = {key: value for key, value in values.items() if key not in (*RULE_SETTINGS, *ASIDE)}
     settings |= {"images": str(data.get("sha256"))[:8], "test images": number(run, data, "test_images", 1)}
+    # Batch norm takes the mean over a process's own images.
+    settings["processes"] = resolved.get("world_size", 1)
     speed = {key: resolved.get(key) for key in ("device", "threads", "world_size")}
     speed |= {key: machine.get(key) for key in ("cpu", "gpu", "torch")} | {"compile": config.compile}
     _check_epochs(run)

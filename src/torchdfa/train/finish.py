@@ -73,7 +73,7 @@ def result(trainer: Trainer, outputs: Tensor) -> dict[str, Any]:
         "train_top1": last["train_top1"],
         "train_loss": last["train_loss"],
         "seconds": last["seconds"],
-        "images_per_second": round(last["step"] * config.batch_size / last["seconds"], 2),
+        "images_per_second": round(last["epoch"] * len(trainer.data.train_y) / last["seconds"], 2),
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
         "feedback_bytes": report.feedback_bytes,
         "feedback_bytes_actual": report.actual_bytes,

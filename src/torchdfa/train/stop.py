@@ -19,10 +19,39 @@ class Stopped(Exception):
         self.signum, self.folder, self.step = signum, folder, step
 
 
+class _Worker:
+    """Whether this process is a worker, and the SIGTERM it was sent."""
+
+    serves = False
+    signum = 0
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+
+
+_WORKER = _Worker()
+
+
+def serve() -> None:
+    """Make this process a worker, which its parent alone stops, with SIGTERM, once or often and at any moment.
+
+    A terminal sends Ctrl-C to the parent and to its workers; the parent passes it on as SIGTERM, which must not meet
+    the default handler: not between two runs, and not while a run that has heard a first signal saves.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _WORKER.note)
+    _WORKER.serves = True
+
+
+def asked() -> bool:
+    """Whether this process is a worker that was told to stop."""
+    return bool(_WORKER.signum)
+
+
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM sets `signum`; a second one acts as if this were not here.
 
-    After `deadline` (Unix time), `signum` is ALARM.
+    After `deadline` (Unix time), `signum` is ALARM. In a worker (`serve`) no handler changes: `signum` is its SIGTERM.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
@@ -32,12 +61,14 @@ class StopSignals:
     @property
     def signum(self) -> int:
         """The signal that came, or 0."""
-        if not self._signum and self._deadline is not None and time.time() >= self._deadline:
+        signum = self._signum or _WORKER.signum
+        if not signum and self._deadline is not None and time.time() >= self._deadline:
             return ALARM
-        return self._signum
+        return signum
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # handlers can be set in no other thread
+        # Handlers can be set in no thread but the main one.
+        if not _WORKER.serves and threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._note)
         return self
