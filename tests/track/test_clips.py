@@ -47,6 +47,10 @@ def test_clips_that_cannot_be_used_are_named(tmp_path):
     bad = folder(tmp_path, "bad", 1, "groundtruth_rect.txt", ["1,2,3"], "img")
     with pytest.raises(UsageError, match="line 1: 3 numbers"):
         read_clip(bad)
+    got = folder(tmp_path, "got", 3, "groundtruth.txt", ["1,2,10,12"] * 3)
+    (got / "absence.label").write_text("0\n1\n")
+    with pytest.raises(UsageError, match=r"absence\.label has 2 lines for 3 frames"):
+        read_clip(got)
     gone = folder(tmp_path, "gone", 1, "groundtruth_rect.txt", ["1,2,0,0"], "img")
     with pytest.raises(UsageError, match="no frame that shows"):
         read_clip(gone)

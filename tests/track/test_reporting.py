@@ -147,3 +147,17 @@ def test_the_title_of_a_forced_beginning_fits_its_picture(data, tmp_path, monkey
     figures.one_pass([score], tmp_path / "p")
     assert len(extents) == 2
     assert all(0 <= left < right <= width for left, right, width in extents)
+
+
+@pytest.mark.parametrize("frames", ["all", 0, -3, 1.5, True, [150]])
+def test_a_damaged_condition_is_named(data, tmp_path, frames):
+    write(tmp_path / "r", "bp-b32-s0", data, config={"frames": frames})
+    with pytest.raises(UsageError, match=r"bp-b32-s0/config\.json is damaged: frames"):
+        reporting.score_all([tmp_path / "r"], data)
+
+
+def test_results_nested_too_deep_are_named(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "Dog.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"Dog\.json is damaged"):
+        results.read(tmp_path / "x")

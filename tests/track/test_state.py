@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -25,6 +27,21 @@ def test_a_tracker_goes_on_with_the_same_boxes(tmp_path, options):
         assert np.array_equal(whole.update(image), again.update(image))
     assert again.counts == whole.counts
     assert again.learner.steps == whole.learner.steps
+
+
+@pytest.mark.parametrize("change", [{"format": "1"}, {"size": []}, {"config": []}, {"config": {"rule": "hebb"}},
+                                    {"norm": {"size": 0, "k": 1, "alpha": 1}}, {"counts": 3}])  # fmt: skip
+def test_damaged_values_are_named(tmp_path, change):
+    images, boxes = frames(2)
+    t = tracker()
+    t.init(images[0], boxes[0])
+    tensors = {name: value.contiguous() for name, value in state._tensors(t).items()}
+    path = tmp_path / "t.safetensors"
+    safetensors.torch.save_file(
+        tensors, path, {"torchdfa": json.dumps({"format": 1, "kind": "tracker"} | state._values(t) | change)}
+    )
+    with pytest.raises(UsageError, match=r"t\.safetensors"):
+        state.load(path, network=None if "norm" in change else network())
 
 
 def test_what_is_no_saved_tracker_is_refused(tmp_path):

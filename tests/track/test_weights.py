@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from torchdfa.errors import UsageError
-from torchdfa.track import weights
+from torchdfa.track import state, weights
 from torchdfa.track.lrn import PYMDNET_2019, VGG_M
 from torchdfa.track.tracker import Tracker
 
@@ -107,6 +109,28 @@ def test_bad_files_are_refused_by_name(tmp_path, some, capsys):
         weights.load(pymdnet(tmp_path / "m.pth", drop=("conv3.0.bias",)))
     with pytest.raises(UsageError, match="must be one of vgg-m"):
         weights.load(tmp_path / "m.pth", norm="alexnet")
+
+
+@pytest.mark.parametrize("header", ["[]", '"x"', "[" * 100_000, '{"kind": "mdnet", "format": "1"}',
+    *(json.dumps({"kind": "mdnet", "format": 1, "norm": norm, "origin": "", "record": {}}) for norm in
+      ({"size": 0, "k": 1, "alpha": 1}, {"size": "5", "k": 1, "alpha": 1}, {"size": 5, "k": 0, "alpha": 1},
+       {"size": 5, "k": 1, "alpha": float("nan")}, {"size": 5}, [5])),
+])  # fmt: skip
+def test_headers_of_any_content_are_refused_by_name(tmp_path, some, header):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(some.tensors, path, {"torchdfa": header})
+    with pytest.raises(UsageError, match=r"w\.safetensors"):
+        weights.load(path)
+    with pytest.raises(UsageError, match=r"w\.safetensors"):
+        state.load(path)
+
+
+def test_entries_that_are_no_tensors_are_named(tmp_path):
+    content = torch.load(pymdnet(tmp_path / "m.pth"), weights_only=True)
+    content["shared_layers"]["fc5.1.bias"] = 3
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(UsageError, match=r"'fc5\.1\.bias' is no tensor"):
+        weights.load(tmp_path / "m.pth")
 
 
 def test_shapes_that_do_not_fit_are_listed_by_layer(tmp_path, some):

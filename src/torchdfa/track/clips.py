@@ -35,7 +35,10 @@ def read_clip(folder: Path) -> Sequence:
     if len(boxes) != len(images):
         raise UsageError(f"{folder} has {len(images)} images but {len(boxes)} boxes")
     if (folder / "absence.label").is_file():
-        seen = seen & (read_times(folder / "absence.label")[: len(boxes)] == 0)
+        absent = read_times(folder / "absence.label")
+        if len(absent) != len(boxes):
+            raise UsageError(f"{folder / 'absence.label'} has {len(absent)} lines for {len(boxes)} frames")
+        seen = seen & (absent == 0)
     kept = np.flatnonzero(seen)
     return _shown(Sequence(folder.name, tuple(images[k] for k in kept), boxes[kept]))
 

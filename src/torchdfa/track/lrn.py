@@ -7,12 +7,15 @@ in bf16 multiply matrices faster than they add.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from torchdfa.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,15 @@ class Norm:
     k: float
     alpha: float
     beta: float = 0.75
+
+    def __post_init__(self) -> None:
+        values: dict[str, Any] = asdict(self)  # files may hold anything
+        finite = all(type(v) in (int, float) and math.isfinite(v) for v in values.values())
+        if not (finite and type(values["size"]) is int and self.size >= 1 and self.k > 0 and self.alpha >= 0):
+            raise UsageError(
+                "a response norm needs a whole size of at least 1, a number k above 0, and finite numbers alpha and "
+                f"beta; got size={self.size!r}, k={self.k!r}, alpha={self.alpha!r}, beta={self.beta!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -96,7 +96,10 @@ def score_all(
 
 def _as_run(folder: Path, data: OTB) -> OTB:
     config = runs.read_json(folder / runs.CONFIG) if (folder / runs.CONFIG).is_file() else {}
-    cut = data.head(config["frames"]) if config.get("frames") else data
+    frames = config.get("frames")
+    if frames is not None and (type(frames) is not int or frames < 1):
+        raise UsageError(f"{folder / runs.CONFIG} is damaged: frames should be a whole number or null, not {frames!r}")
+    cut = data if frames is None else data.head(frames)
     return cut.noted("candidates around the truth (forced)") if config.get("forced") else cut
 
 

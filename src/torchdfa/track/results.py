@@ -105,7 +105,7 @@ def _times(path: Path) -> NDArray[np.float64] | None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UsageError(f"{path} is damaged: it is not valid JSON") from None
     value = value[0] if isinstance(value, list) and value else value
     if not isinstance(value, dict):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from torchdfa.errors import UsageError
+from torchdfa.track import stored
 from torchdfa.track.learner import Learner
 from torchdfa.track.lrn import Norm
 from torchdfa.track.mdnet import VGGM, MDNet
@@ -19,10 +17,6 @@ from torchdfa.track.options import TrackerConfig
 from torchdfa.track.regressor import BoxRegressor
 from torchdfa.track.tracker import Tracker
 from torchdfa.track.weights import Weights
-from torchdfa.train import runs
-
-FORMAT = 1
-_KEY = "torchdfa"
 
 
 def save(path: str | Path, tracker: Tracker) -> None:
@@ -30,7 +24,7 @@ def save(path: str | Path, tracker: Tracker) -> None:
     if not tracker.frame:
         raise UsageError("a tracker without a target has no state to save: call init(image, box) first")
     tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(tracker).items()}
-    runs.write(Path(path), safetensors.torch.save(tensors, {_KEY: json.dumps(_values(tracker))}))
+    stored.write(Path(path), "tracker", _values(tracker), tensors)
 
 
 def _tensors(tracker: Tracker) -> dict[str, Tensor]:
@@ -46,7 +40,7 @@ def _tensors(tracker: Tracker) -> dict[str, Tensor]:
 def _values(tracker: Tracker) -> dict[str, Any]:
     network = tracker.network.features
     return {
-        "format": FORMAT, "kind": "tracker", "config": tracker.config.to_dict(), "name": tracker.name,
+        "config": tracker.config.to_dict(), "name": tracker.name,
         "norm": network.norm.to_dict() if isinstance(network, VGGM) else None,
         "origin": tracker.weights.origin if tracker.weights else "", "size": list(tracker.size),
         "trans": tracker.trans, "frame": tracker.frame, "score": tracker.score, "lost": tracker.lost,
@@ -63,17 +57,10 @@ def load(path: str | Path, *, network: MDNet | None = None, **options: Any) -> T
     precision or threads of the machine it goes on with.
     """
     path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            values = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"{path} is missing, damaged or no safetensors file ({error})") from None
-    if values.get("kind") != "tracker" or values.get("format", 0) > FORMAT:
-        raise UsageError(f"{path} is no saved tracker, or one of a newer torchdfa")
+    values, tensors = stored.read(path, "tracker", "saved tracker")
     try:
         return _restored(values, tensors, network, options)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, IndexError) as error:
         raise UsageError(f"{path} is damaged, or its network is another ({error})") from None
 
 

@@ -5,7 +5,6 @@ Files: this library's .safetensors; PyMDNet's .pth (2017 and 2019 differ in the 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from torchdfa.errors import UsageError
+from torchdfa.track import stored
 from torchdfa.track.lrn import NORMS, PYMDNET_2019, VGG_M, Norm
 from torchdfa.track.mdnet import VGGM, MDNet, initialise_
-from torchdfa.train import runs
 
-FORMAT = 1
-_KEY = "torchdfa"
 _CONVS = tuple(f"features.conv{k}.{part}" for k in (1, 2, 3) for part in ("weight", "bias"))
 _HIDDEN = tuple(f"shared.{layer}.{part}" for layer in ("fc4", "fc5") for part in ("weight", "bias"))
 
@@ -70,10 +65,9 @@ def of_network(network: MDNet, origin: str, record: Mapping[str, Any] | None = N
 
 def save(path: Path, weights: Weights) -> None:
     """Write them as safetensors; the norm and the account stand in the header."""
-    header = {"format": FORMAT, "kind": "mdnet", "norm": weights.norm.to_dict(), "origin": weights.origin,
-              "record": weights.record}  # fmt: skip
+    values = {"norm": weights.norm.to_dict(), "origin": weights.origin, "record": weights.record}
     tensors = {name: value.float().contiguous() for name, value in weights.tensors.items()}
-    runs.write(path, safetensors.torch.save(tensors, {_KEY: json.dumps(header)}))
+    stored.write(path, "mdnet", values, tensors)
 
 
 def load(path: str | Path, *, norm: str | None = None, seed: int = 0) -> Weights:
@@ -124,19 +118,11 @@ class _Found:
 
 
 def _safetensors(path: Path) -> _Found:
+    header, tensors = stored.read(path, "mdnet", "file of MDNet weights")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header.get("kind") != "mdnet":
-            raise UsageError(f"{path} is no file of MDNet weights (its header does not say so)")
-        if header["format"] > FORMAT:
-            raise UsageError(f"{path} has format {header['format']}; install a newer torchdfa")
         return _Found(tensors, Norm(**header["norm"]), str(header["origin"]), dict(header["record"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} is damaged or no safetensors file ({error})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({error})") from None
 
 
 def _pth(path: Path) -> _Found:
@@ -157,9 +143,12 @@ def _pth(path: Path) -> _Found:
     tensors = {}
     for name in (*_CONVS, *_HIDDEN):
         layer, part = name.split(".")[1:]
-        if f"{places[layer]}.{part}" not in state:
-            raise UsageError(f"{path} is no file of PyMDNet: it lacks '{places[layer]}.{part}'")
-        tensors[name] = state[f"{places[layer]}.{part}"].float()
+        place = f"{places[layer]}.{part}"
+        if place not in state:
+            raise UsageError(f"{path} is no file of PyMDNet: it lacks '{place}'")
+        if not isinstance(state[place], Tensor):
+            raise UsageError(f"{path} is no file of PyMDNet: '{place}' is no tensor")
+        tensors[name] = state[place].float()
     return _Found(tensors, VGG_M if early else PYMDNET_2019, f"PyMDNet of {2017 if early else 2019}, {path.name}")
 
 
