@@ -227,7 +227,7 @@ def test_wrong_numbers(tmp_path, recipes, wrong, sentence):
 
 def test_a_results_folder_that_cannot_be_made(tmp_path, recipes):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--results .*file cannot be written"):
+    with pytest.raises(UsageError, match=r"--results .*file/short cannot be written: .*; take another folder"):
         run(tmp_path / "file")
 
 
