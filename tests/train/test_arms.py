@@ -64,6 +64,16 @@ def test_how_a_run_is_carried_out_makes_no_other_arm(tmp_path):
     assert len(found) == 1
 
 
+def test_several_processes_are_another_arm(tmp_path):
+    write_run(tmp_path / "one", rule="bp")
+    write_run(tmp_path / "two", rule="bp")
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    config["resolved"]["world_size"] = 2
+    (tmp_path / "two" / "config.json").write_text(json.dumps(config))
+    found = read(tmp_path / "one", tmp_path / "two")
+    assert [arm.label for arm in found] == ["BP (processes 1)", "BP (processes 2)"]
+
+
 def test_unfinished_runs_stand_alone(tmp_path):
     found = read(
         write_run(tmp_path / "a", seed=0),
