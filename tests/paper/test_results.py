@@ -78,6 +78,7 @@ def test_damage_is_named(tmp_path, values, sentence):
         (("result", "right"), "ff", "its 'right' must hold a bit for each of 10000 test images"),
         (("result", "right"), "no", "its 'right' must be hexadecimal"),
         (("result", "right"), 5, "its 'right' must be hexadecimal"),
+        (("epochs",), [], "it has a result but no epochs"),
         (("epochs", 0), 3, "its 'epochs' must be of type dict"),
         (("epochs", 0, "seconds"), "1", "its 'seconds' must be a number"),
         (("alignment", 0), [], "its 'alignment' must be of type dict"),

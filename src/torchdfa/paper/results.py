@@ -125,6 +125,8 @@ def _check(result: Result) -> None:
     for line in run.epochs:
         number(run, line, "seconds")
     if run.result is not None:
+        if not run.epochs:
+            raise UsageError(f"{path} is damaged: it has a result but no epochs")
         number(run, run.result, "train_top1", 0, 100)
         if run.result.get("top5", 0) is not None:  # of few classes there is none
             number(run, run.result, "top5", 0, 100)
