@@ -15,7 +15,8 @@ copyright = "2026, The torchdfa authors"  # noqa: A001  (Sphinx's name)
 version = release = torchdfa.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build", "results/tracking/report.md"]  # the report is part of the tracking page
+# The reports are part of the tracking page.
+exclude_patterns = ["_build", "results/tracking/report.md", "results/tracking-forced/report.md"]
 html_theme = "furo"
 html_title = f"torchdfa {release}"
 

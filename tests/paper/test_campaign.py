@@ -14,7 +14,7 @@ from torchdfa import runner
 from torchdfa.errors import RunError, UsageError
 from torchdfa.paper import campaign, results, work
 from torchdfa.paper.campaign import Campaign
-from torchdfa.train import program, runs
+from torchdfa.train import checkpoint, program, runs
 
 ASIDE: dict[str, Any] = {"data_dir": None, "download": False, "device": "cpu", "precision": "fp32", "threads": 1}
 WHEN = ("seconds", "images_per_second")
@@ -56,6 +56,11 @@ def test_a_result_equals_the_training_alone(tmp_path, recipes):
     assert [line["train_loss"] for line in found.run.epochs] == [line["train_loss"] for line in alone.epochs]
 
 
+def test_the_speed_counts_the_images_of_the_last_batch_too(tmp_path):
+    run = program.train(small(epochs=2, rule="bp", subset=130, batch_size=100), tmp_path / "run", quiet=True)
+    assert run.result["images_per_second"] == pytest.approx(2 * 130 / run.result["seconds"], abs=0.01)
+
+
 def test_what_is_finished_is_not_run_again(tmp_path, recipes, capsys):
     run(tmp_path, "tiny/bp")
     before = (tmp_path / "short" / "tiny.bp.s0.json").stat()
@@ -84,6 +89,14 @@ def test_a_budget_too_small_for_one_epoch_says_so_and_keeps_the_checkpoint(tmp_p
     with pytest.raises(RunError, match="--hours 1e-08 ended before one epoch of any run"):
         run(tmp_path, "tiny/bp", hours=1e-8)
     assert run(tmp_path, "tiny/bp") == 0
+
+
+def test_a_budget_of_epochs_without_a_test_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "recipes", lambda protocol: {"long": tiny("long", epochs=20_000, test_every=20_000)})
+    assert run(tmp_path, hours=4 / 3600) == 0
+    working = work.working_folder(tmp_path, "short", "long", 0)
+    assert checkpoint.load(working / runs.CHECKPOINT)["epoch"] > 0
+    assert not runs.read(working).epochs
 
 
 def test_the_run_folder_is_kept_on_request(tmp_path, recipes):
@@ -214,7 +227,7 @@ def test_wrong_numbers(tmp_path, recipes, wrong, sentence):
 
 def test_a_results_folder_that_cannot_be_made(tmp_path, recipes):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--results .*file.* cannot be written"):
+    with pytest.raises(UsageError, match=r"--results .*file/short cannot be written: .*; take another folder"):
         run(tmp_path / "file")
 
 
@@ -224,6 +237,11 @@ def test_a_run_of_the_training_program_can_be_added(tmp_path, recipes):
     path = campaign.add(tmp_path / "run", "short", tmp_path / "results")
     assert path.endswith("short/tiny.bdfa.s4.json")
     with pytest.raises(UsageError, match="exists already"):
+        campaign.add(tmp_path / "run", "short", tmp_path / "results")
+    config = runs.read_json(tmp_path / "run" / runs.CONFIG)
+    config["resolved"]["world_size"] = 2
+    runs.write_json(tmp_path / "run" / runs.CONFIG, config)
+    with pytest.raises(UsageError, match="was trained by several processes"):
         campaign.add(tmp_path / "run", "short", tmp_path / "results")
     program.train(small(epochs=1, lr=0.5), tmp_path / "other", quiet=True)
     with pytest.raises(UsageError, match="has the settings of no recipe of --protocol short"):

@@ -10,31 +10,32 @@ import pytest
 from torchdfa.track import figures, reporting
 from torchdfa.track.sequences import OTB
 
-DOCS = Path(__file__).parents[2] / "docs" / "results" / "tracking"
+DOCS = Path(__file__).parents[2] / "docs" / "results"
+RESULTS = [DOCS / "tracking" / "OTB-100", DOCS / "tracking-forced" / "OTB-100-forced"]
 
 
-@pytest.fixture(scope="module")
-def scores(shared_data):
-    data = OTB(shared_data / "otb", missing="skip")
-    return reporting.score_all([DOCS / "OTB-100"], data, missing="skip")
-
-
-def test_the_report_is_that_of_the_boxes(scores, tmp_path):
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_report_and_figure_6_are_those_of_the_boxes(folder, shared_data, tmp_path):
+    scores = reporting.score_all([folder], OTB(shared_data / "otb", missing="skip"), missing="skip")
     reporting.write(tmp_path, scores)
-    for name in ("report.md", "performance.json", "comparisons.json"):
-        assert (tmp_path / name).read_text() == (DOCS / name).read_text(), f"draw {name} again"
-
-
-def test_figure_6_is_that_of_the_boxes(scores, tmp_path):
     figures.figure6(scores, tmp_path)
-    assert (tmp_path / "figure6.csv").read_text() == (DOCS / "figure6.csv").read_text()
+    for name in ("report.md", "performance.json", "comparisons.json", "figure6.csv"):
+        assert (tmp_path / name).read_text() == (folder.parent / name).read_text(), f"draw {name} again"
 
 
-def test_both_rules_tracked_the_same_sequences_with_the_same_weights():
-    folders = [folder for folder in (DOCS / "OTB-100").iterdir() if folder.is_dir()]
+def test_the_page_shows_the_seeds_and_differences_of_the_forced_report():
+    lines = (DOCS / "tracking-forced" / "report.md").read_text().splitlines()
+    shown = lines[35:55]  # as the page includes them
+    assert shown[0].startswith("| tracker | seeds |")
+    assert shown[-1].startswith("- bdfa-b8 - bp-b8:")
+
+
+@pytest.mark.parametrize("results", RESULTS, ids=lambda folder: folder.name)
+def test_both_rules_ran_on_the_same_sequences_with_the_same_weights(results):
+    folders = [folder for folder in results.iterdir() if folder.is_dir()]
     assert {folder.name.split("-")[0] for folder in folders} == {"bp", "bdfa"}
     assert len({tuple(sorted(path.name for path in folder.glob("*.txt"))) for folder in folders}) == 1
     described = [json.loads((folder / "config.json").read_text()) for folder in folders]
     assert len({json.dumps([d["weights"], d["frames"]]) for d in described}) == 1
-    clips = json.loads((DOCS / "weights" / "result.json").read_text())["clips"]
+    clips = json.loads((DOCS / "tracking" / "weights" / "result.json").read_text())["clips"]
     assert described[0]["weights"]["origin"] == f"pretrained on {clips} clips, seed 0"
