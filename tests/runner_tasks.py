@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +44,28 @@ def die(marks: Path, times: int, *, deadline: float | None) -> str:
 
 def work(marks: Path, name: str, *, deadline: float | None) -> Any:
     """Work until a signal or the deadline comes, 60 seconds at most."""
-    with StopSignals(deadline) as signals:
-        (marks / name).touch()
-        for step in range(1200):
-            time.sleep(0.05)
-            if signals.signum:
-                raise Stopped(signals.signum, marks, step, 1200)
-    return "ended"
+    return _work(marks, name, deadline, save=lambda: None)
 
 
 def save_slowly(marks: Path, name: str, *, deadline: float | None) -> None:
     """Work as a training does, whose stop takes longer than the parent takes to pass a signal on."""
+
+    def save() -> None:
+        time.sleep(4 * runner.SECONDS_BETWEEN_LOOKS)
+        (marks / f"{name}.saved").touch()
+
+    _work(marks, name, deadline, save=save)
+
+
+def _work(marks: Path, name: str, deadline: float | None, save: Callable[[], None]) -> str:
     with StopSignals(deadline) as signals:
         (marks / name).touch()
         for step in range(1200):
             time.sleep(0.05)
             if signals.signum:
-                time.sleep(4 * runner.SECONDS_BETWEEN_LOOKS)
-                (marks / f"{name}.saved").touch()
+                save()
                 raise Stopped(signals.signum, marks, step, 1200)
+    return "ended"
 
 
 def touch(mark: Path, *, deadline: float | None) -> None:

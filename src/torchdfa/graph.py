@@ -88,8 +88,10 @@ class Graph:
 
     def learns(self, node: fx.Node) -> bool:
         """Whether ``node`` has parameters that a gradient can reach."""
-        if node.op == "get_attr" or is_stop(node):
-            return not is_stop(node)
+        if is_stop(node):
+            return False
+        if node.op == "get_attr":
+            return True
         return node.op == "call_module" and next(self.modules[str(node.target)].parameters(), None) is not None
 
     def calls(self) -> list[str]:

@@ -126,7 +126,6 @@ def _within(head: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _graph(model: nn.Module, scope: nn.Module, example_input: Any) -> Graph:
     """The graph of ``scope``, the model or its head: from its code, and where that cannot be read from the example."""
-    reason = ""
     try:
         return trace(scope)
     except Exception as error:  # a forward may raise anything when it is run on proxies
@@ -137,12 +136,7 @@ def _graph(model: nn.Module, scope: nn.Module, example_input: Any) -> Graph:
             f"how the layers of {where} follow each other cannot be read from its code ({reason}); pass one batch as "
             "example_input= to follow it through the model, or name a submodule that can be read by itself with head=."
         )
-    if scope is model:
-        many = isinstance(example_input, (tuple, list))
-        args: tuple[Any, ...] = tuple(example_input) if many else (example_input,)
-        kwargs: dict[str, Any] = {}
-    else:
-        args, kwargs = arguments_of(model, scope, example_input)
+    args, kwargs = arguments_of(model, scope, example_input)
     try:
         return record(scope, args, kwargs)
     except Exception as error:

@@ -59,8 +59,8 @@ def test_every_tracker_runs_every_sequence_once(data, small, tmp_path):
     assert set(record["seconds"]) == {"features", "update", "regressor", "rest"}
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_boxes(data, small, tmp_path):
-    list(run(experiment(data, tmp_path / "whole", **ONE)))
+def stopped(data, out):
+    """A run of Dog that was stopped after its fourth frame: its outcome, and the tracker's folder."""
     original = Tracker.update
 
     def stop(self, image):
@@ -70,10 +70,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_boxes(data, small, tmp_path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tracker, "update", stop)
-        (outcome,) = run(experiment(data, tmp_path / "parts", **ONE))
+        (outcome,) = run(experiment(data, out, **ONE))
+    return outcome, out / "OTB-100" / "bdfa-b32-s0"
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_boxes(data, small, tmp_path):
+    list(run(experiment(data, tmp_path / "whole", **ONE)))
+    outcome, place = stopped(data, tmp_path / "parts")
     assert outcome.status == "stopped"
     assert "frame 4 of 6 of Dog" in outcome.message
-    place = tmp_path / "parts" / "OTB-100" / "bdfa-b32-s0"
     assert not (place / "Dog.txt").exists(), "a half result is none"
     (outcome,) = run(experiment(data, tmp_path / "parts", **ONE))
     assert outcome.status == "done"
@@ -81,25 +86,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_boxes(data, small, tmp_path)
     assert list((place / "partial").iterdir()) == []
 
 
-def stopped(data, out):
-    """A run of Dog that was stopped after its fourth frame; returns the tracker's folder."""
-    original = Tracker.update
-
-    def stop(self, image):
-        if self.frame == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, image)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tracker, "update", stop)
-        list(run(experiment(data, out, **ONE)))
-    return out / "OTB-100" / "bdfa-b32-s0"
-
-
 @pytest.mark.parametrize("rows", [None, [], [[1, 2, 3, 4, 5, 6]] * 2, [[1, 2]] * 4, "all"])
 def test_a_sequence_whose_saved_state_is_damaged_starts_over(data, small, tmp_path, rows):
     list(run(experiment(data, tmp_path / "whole", **ONE)))
-    place = stopped(data, tmp_path / "parts")
+    _, place = stopped(data, tmp_path / "parts")
     if rows is None:
         (place / "partial" / "Dog.safetensors").write_bytes(b"half")
     else:
