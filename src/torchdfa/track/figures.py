@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torchdfa.errors import UsageError
 from torchdfa.track import table
 from torchdfa.track.protocols import DISTANCES, OVERLAPS
-from torchdfa.track.reporting import Arm, arms, condition
+from torchdfa.track.reporting import FORCED, Arm, arms, condition
 from torchdfa.track.scoring import Scores
 from torchdfa.train import runs
 from torchdfa.train.csvfile import to_csv
@@ -46,7 +46,7 @@ def one_pass(scores: Seq[Scores], out: Path) -> list[Path]:
 def _title(scores: Seq[Scores]) -> str:
     counts = "/".join(map(str, sorted({len(s.sequences) for s in scores})))
     what = condition(scores)
-    one_pass = "" if "forced" in what else "one-pass evaluation, "
+    one_pass = "" if FORCED in what else "one-pass evaluation, "
     return f"{one_pass}{what}, {counts} sequences, protocol {scores[0].protocol}"
 
 

@@ -18,6 +18,7 @@ from torchdfa.track.sequences import OTB
 from torchdfa.train import runs
 
 # As experiments.name_of writes them; the preset stands last before the batch.
+FORCED = "candidates around the truth (forced)"  # a condition that is no one-pass evaluation
 _NAME = re.compile(rf"^(?P<arm>(?P<rule>.+?(?:-(?P<preset>{'|'.join(PRESETS)}))?)-b(?P<batch>\d+))-s(?P<seed>\d+)$")
 
 
@@ -100,7 +101,7 @@ def _as_run(folder: Path, data: OTB) -> OTB:
     if frames is not None and (type(frames) is not int or frames < 1):
         raise UsageError(f"{folder / runs.CONFIG} is damaged: frames should be a whole number or null, not {frames!r}")
     cut = data if frames is None else data.head(frames)
-    return cut.noted("candidates around the truth (forced)") if config.get("forced") else cut
+    return cut.noted(FORCED) if config.get("forced") else cut
 
 
 def arms(scores: Seq[Scores]) -> list[Arm]:

@@ -232,7 +232,7 @@ def _ground_truth(folder: Path, target: table.Target) -> Path:
 
 def find_ground_truth(folder: Path, target: table.Target | None = None) -> Path | None:
     """The file of true boxes in a folder of frames, None where there is none; ``target`` by default as the folder's."""
-    target = target or table.targets().get(table.known(folder.name) or "")
+    target = target or table.find(folder.name)
     candidates = [target.ground_truth] if target else []
     candidates += ["groundtruth_rect.txt", "groundtruth.txt"]
     return next((folder / name for name in candidates if (folder / name).is_file()), None)

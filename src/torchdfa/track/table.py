@@ -87,6 +87,11 @@ def known(name: str) -> str | None:
     return _folded().get(fold(name))
 
 
+def find(name: str) -> Target | None:
+    """The target of any variant of its name, None where the table has none."""
+    return targets().get(known(name) or "")
+
+
 def canonical(name: str) -> str:
     """As ``known``; UsageError with the nearest names where there is none."""
     found = known(name)

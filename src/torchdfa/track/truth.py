@@ -44,7 +44,7 @@ def _read(folder: Path, file: Path) -> Truth:
     boxes, images = read_boxes(file), len(frame_files(folder))
     if len(boxes) == images:
         return Truth(boxes[0], boxes)
-    target = table.targets().get(table.known(folder.name) or "")
+    target = table.find(folder.name)
     if target is not None and (target.first or 1) > 1:
         raise UsageError(
             f"{file} begins at frame {target.first} of {target.name}, not at the first of the {images} images here; "
