@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Generic, TypeVar
 
+VARIABLE = "TORCHDFA_KERNEL"  # auto, off, or the name of one path of sign_mm
 # No -march: instruction sets belong to single functions, so that what is built runs on any processor of its kind.
 _FLAGS = ("-x", "c", "-", "-O3", "-std=gnu11", "-fno-strict-aliasing", "-shared", "-fPIC")
 # What may be missing is given up in turn: OpenMP, then the instructions that an old assembler does not know.
 _ATTEMPTS = (("-fopenmp",), (), ("-fopenmp", "-DTORCHDFA_PLAIN"), ("-DTORCHDFA_PLAIN",))
 _TIMEOUT = 120  # seconds
+
+
+T = TypeVar("T")
 
 
 class NoKernelError(Exception):
@@ -98,3 +107,37 @@ def _run(command: list[str], text: bytes | None = None) -> subprocess.CompletedP
         return subprocess.run(command, input=text, check=False, capture_output=True, timeout=_TIMEOUT)
     except (OSError, subprocess.SubprocessError) as error:
         raise NoKernelError(f"{command[0]} could not be run ({error})") from None
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """NoKernelError where what `library` made cannot be loaded."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoKernelError(f"{path} cannot be loaded ({error}); delete it to have it built anew") from None
+
+
+def one_openmp() -> bool:
+    """Whether torch and what was built share one OpenMP runtime; two of them would each start a pool of threads."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return len({Path(p).resolve() for p in re.findall(r"\S*/lib(?:gomp|omp|iomp5)[-.]\S*", maps)}) == 1
+
+
+class Loader(Generic[T]):
+    """Loads at most once, whichever thread asks first; holds the kernel or the reason why there is none."""
+
+    def __init__(self, load: Callable[[], T | str]) -> None:
+        self._lock = threading.Lock()
+        self._load = load
+        self._state: T | str | None = None
+
+    def __call__(self) -> T | str:
+        if self._state is not None:
+            return self._state
+        with self._lock:
+            if self._state is None:
+                self._state = self._load()
+            return self._state

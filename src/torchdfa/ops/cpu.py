@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,9 @@ import torch
 from torch import Tensor
 
 from torchdfa.bits import packed_width, unpack
-from torchdfa.ops.build import NoKernelError, library
+from torchdfa.ops.build import VARIABLE, Loader, NoKernelError, library, one_openmp, open_library
 
 SOURCES = ("sign_mm_bits.c", "sign_mm_lookup.c", "sign_mm_registers.c", "sign_mm_tiles.c", "sign_mm.c")
-VARIABLE = "TORCHDFA_KERNEL"  # auto, off, or the name of one path
 # Below these unpacking the signs and torch's matrix product are as quick.
 _SMALLEST, _NARROWEST = 2**12, 256  # weights, columns
 # Multiply-adds that a thread must have before it is worth waking.
@@ -49,22 +46,6 @@ class Kernel:
         return out if code == 0 else None
 
 
-class Loader:
-    """Loads at most once, whichever thread asks first; holds the kernel or the reason why there is none."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._state: Kernel | str | None = None
-
-    def __call__(self) -> Kernel | str:
-        if self._state is not None:
-            return self._state
-        with self._lock:
-            if self._state is None:
-                self._state = _load()
-            return self._state
-
-
 def _load() -> Kernel | str:
     wanted = os.environ.get(VARIABLE) or "auto"
     if wanted == "off":
@@ -80,10 +61,7 @@ def _load() -> Kernel | str:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    try:
-        opened = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NoKernelError(f"{path} cannot be loaded ({error}); delete it to have it built anew") from None
+    opened = open_library(path)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     opened.torchdfa_path.restype = ctypes.c_char_p
     opened.torchdfa_sign_mm.argtypes = [
@@ -95,7 +73,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def paths(opened: ctypes.CDLL) -> list[Kernel]:
     """What of the library this processor runs, best first; after "portable" those that are taken only by name."""
-    openmp = bool(opened.torchdfa_openmp()) and _one_openmp()
+    openmp = bool(opened.torchdfa_openmp()) and one_openmp()
     names: list[str] = []
     while (name := opened.torchdfa_path(len(names))) is not None:
         names.append(name.decode())  # "" where the processor cannot run it
@@ -113,15 +91,6 @@ def _choose(opened: ctypes.CDLL, wanted: str) -> Kernel:
     return usable[wanted]
 
 
-def _one_openmp() -> bool:
-    """Whether torch and the library share one OpenMP runtime; two of them would each start a pool of threads."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return len({Path(p).resolve() for p in re.findall(r"\S*/lib(?:gomp|omp|iomp5)[-.]\S*", maps)}) == 1
-
-
 def _self_test(kernel: Kernel) -> None:
     """A library that computes something else on this machine is not used."""
     generator = torch.Generator().manual_seed(0)
@@ -133,7 +102,7 @@ def _self_test(kernel: Kernel) -> None:
             raise NoKernelError(f"its path {kernel.path!r} fails its self-test on this processor")
 
 
-load = Loader()
+load = Loader(_load)
 
 
 def beats_torch(device: torch.device, dtype: torch.dtype) -> bool:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from torchdfa.bits import packed_width, unpack
-from torchdfa.ops.build import NoKernelError
-from torchdfa.ops.cpu import VARIABLE
+from torchdfa.ops.build import VARIABLE, NoKernelError
 
 _OLDEST = (8, 0)  # compute capability: the first whose tensor cores multiply bfloat16
 _PROGRAMS_A_PROCESSOR = 2
