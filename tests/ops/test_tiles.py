@@ -1,8 +1,6 @@
-"""The transforms of Winograd's convolutions: the plain ones by their definition, the compiled ones by the plain ones."""
+"""The transforms of Winograd's convolutions: the plain ones by their definition, the compiled ones by those."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,10 +17,9 @@ CHANNELS = st.sampled_from([8, 16, 40])
 
 
 @pytest.fixture
-def loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def loader(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is looked for anew."""
     monkeypatch.setattr(tiles_cpu, "load", tiles_cpu.Loader(tiles_cpu._load))
-    yield
 
 
 def assert_equal(name: str, *arguments: object, **named: object) -> None:
