@@ -101,7 +101,7 @@ def resolve(config: TrainConfig) -> Resolved:
 def choose_convolutions(convolutions: str, device: str, precision: str, *, compiled: bool = False) -> str:
     """ "torch" or "winograd"; "auto" takes Winograd's algorithm where it was measured to be the faster one.
 
-    That is fp32 on a CPU with AVX2 and without AVX-512: a VGG-16 step takes about half the time (docs, decisions).
+    That is fp32 on a CPU with AVX2 and without AVX-512: a third of the time of a VGG-16 step (docs, decisions).
     """
     possible = device == "cpu" and precision == "fp32" and not compiled
     if convolutions == "winograd" and not possible:
