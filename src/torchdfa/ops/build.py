@@ -25,7 +25,6 @@ _FLAGS = ("-x", "c", "-", "-O3", "-std=gnu11", "-fno-strict-aliasing", "-shared"
 _ATTEMPTS = (("-fopenmp",), (), ("-fopenmp", "-DTORCHDFA_PLAIN"), ("-DTORCHDFA_PLAIN",))
 _TIMEOUT = 120  # seconds
 
-
 T = TypeVar("T")
 
 
