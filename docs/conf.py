@@ -29,7 +29,10 @@ autodoc_inherit_docstrings = False  # torch's docstrings refer to torch's own do
 
 nitpicky = True
 # The docs build without a network, so only names of torchdfa itself are looked up.
-nitpick_ignore_regex = [("py:.*", r"(?!torchdfa\.).*"), ("py:class", r"torchdfa\.(convert\.M|ops\.build\.T)")]  # no page has a type variable
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!torchdfa\.).*"),
+    ("py:class", r"torchdfa\.(convert\.M|ops\.build\.T)"),  # type variables have no page
+]
 
 
 def read_google_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
