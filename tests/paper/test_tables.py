@@ -89,7 +89,8 @@ def test_a_run_that_diverged_is_shown_as_such(shipped):
         path, result.recipe, "short", result.run.__class__(path, result.run.config, [], None), "training diverged"
     )
     table = tables.TABLES["sweep"](collection.collect("short", None))
-    assert table.rows[0][table.header.index("rate 0.01, decay 0")] == "1 diverged"
+    assert table.rows[0] == ("BP", "0.01", "1 diverged", "–", "–")
+    assert table.rows[1] == ("CBDFA Eq. (9)", "–", "–", "–", "–")
 
 
 def test_accuracy_without_near_duplicates(shipped):

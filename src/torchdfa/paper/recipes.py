@@ -56,9 +56,9 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "cbdfa-random-match": ("CBDFA random, scale match", {**RANDOM, "scale": "match"}),
     "cbdfa-random-unit": ("CBDFA random, raw ±1, rate 0.0003", {**RANDOM, "scale": "unit", "lr": 0.0003}),
 }
-SWEEP_RATES, SWEEP_DECAYS = (0.001, 0.003, 0.01), (0.0, 5e-4, 5e-3)
+SWEEP_RATES, SWEEP_DECAYS = (0.001, 0.003, 0.01, 0.03), (0.0, 5e-4, 5e-3)
 SMALL_SIZES = (1000, 5000, 10_000, 50_000)
-SMALL_SWEEP_BATCHES = (10, 50)
+SMALL_SWEEP_RATES, SMALL_SWEEP_DECAYS, SMALL_SWEEP_BATCHES = (0.001, 0.003, 0.01), (5e-4, 5e-3), (10, 50)
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,13 @@ def _sweep(protocol: Protocol) -> Iterator[Entry]:
         for rate in SWEEP_RATES:
             for decay in SWEEP_DECAYS:
                 chosen = settings | half | {"lr": rate, "weight_decay": decay}
-                name = f"sweep/{arm}/lr{rate:g}-wd{decay:g}"
-                yield name, f"{title}, rate {rate:g}, decay {decay:g}", _settings(protocol, **chosen), None
+                words = f"{title}, rate {rate:g}, decay {decay:g}"
+                yield sweep_name(arm, rate, decay), words, _settings(protocol, **chosen), None
+
+
+def sweep_name(arm: str, rate: float, decay: float) -> str:
+    """Name of the recipe that tries an arm at this rate and weight decay."""
+    return f"sweep/{arm}/lr{rate:g}-wd{decay:g}"
 
 
 def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
@@ -239,8 +244,8 @@ def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
         for arm in ("bp", "cbdfa-product"):
             title, settings = ARMS[arm]
             for batch in SMALL_SWEEP_BATCHES:
-                for rate in SWEEP_RATES:
-                    for decay in (5e-4, 5e-3):
+                for rate in SMALL_SWEEP_RATES:
+                    for decay in SMALL_SWEEP_DECAYS:
                         sized = _of_size(protocol, size) | {"validate": HELD_OUT, "batch_size": batch}
                         chosen = _settings(protocol, **settings | sized | {"lr": rate, "weight_decay": decay})
                         words = f"rate {rate:g}, decay {decay:g}"

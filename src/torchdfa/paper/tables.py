@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torchdfa.paper.collection import Collection
-from torchdfa.paper.recipes import MAIN, NAMES, SMALL_SIZES, SWEEP_DECAYS, SWEEP_RATES, Recipe
+from torchdfa.paper.recipes import (
+    ARMS,
+    CONTROLS,
+    MAIN,
+    NAMES,
+    SMALL_SIZES,
+    SWEEP_DECAYS,
+    SWEEP_RATES,
+    Recipe,
+    sweep_name,
+)
 from torchdfa.paper.summary import Figure, Summary, cell
 
 
@@ -95,17 +105,23 @@ def small_data(found: Collection) -> Table:
 
 
 def sweep(found: Collection) -> Table:
-    """Every choice of rate and weight decay, on held-out training images."""
+    """Every choice of rate and weight decay, on held-out training images; a single row for an arm without any run."""
     recipes = [r for r in found.recipes.values() if r.name.startswith("sweep/")]
     arms = dict.fromkeys(r.name.split("/")[1] for r in recipes)
-    settings = [(rate, decay) for rate in SWEEP_RATES for decay in SWEEP_DECAYS]
-    rows = []
-    for arm in arms:
-        own = [found.recipes[f"sweep/{arm}/lr{rate:g}-wd{decay:g}"] for rate, decay in settings]
-        rows.append((arm, *(_top(found.all(recipe), "top1") for recipe in own)))
-    header = ("arm", *(f"rate {rate:g}, decay {decay:g}" for rate, decay in settings))
+    rows = [row for arm in arms for row in _swept(found, arm)]
+    header = ("arm", "learning rate", *(f"weight decay {decay:g}" for decay in SWEEP_DECAYS))
     title = f"Sweep, {found.protocol.name}, half as long: top-1 % on held-out training images"
     return Table("sweep", title, header, tuple(rows), found.missing(recipes))
+
+
+def _swept(found: Collection, arm: str) -> list[tuple[str, ...]]:
+    title = {**ARMS, **CONTROLS}[arm][0]
+    rows = []
+    for rate in SWEEP_RATES:
+        own = [found.recipes[sweep_name(arm, rate, decay)] for decay in SWEEP_DECAYS]
+        if any(found.all(recipe) for recipe in own):
+            rows.append((title, f"{rate:g}", *(_top(found.all(recipe), "top1") for recipe in own)))
+    return rows or [(title, *["–"] * (1 + len(SWEEP_DECAYS)))]
 
 
 def near_duplicates(found: Collection) -> Table:
