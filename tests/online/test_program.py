@@ -107,6 +107,11 @@ def test_a_byte_that_is_no_text_costs_one_line_of_stdin(here, capsys, monkeypatc
     [
         (["nothing.npz"], "nothing.npz cannot be read: No such file or directory"),
         (["nothing.csv"], "nothing.csv cannot be read: No such file or directory"),
+        (
+            ["s.csv", "--order", "class"],
+            "--order must be left out for a stream that is read once",
+        ),
+        (["s.csv", "--repeats", "5"], "--repeats must be left out for a stream"),
         (["s.csv", "--rule", "bp,dfa"], "--rule must be one alone for a stream"),
         (["f.npz", "--rule", "dfaa"], "rule='dfaa' must be one of"),
         (["f.npz", "--order", "sorted"], "--order must be one of random, class, bursts, given; got 'sorted'"),

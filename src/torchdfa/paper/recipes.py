@@ -41,6 +41,9 @@ PRODUCT = ARMS["cbdfa-product"][1]
 RANDOM = ARMS["cbdfa-random"][1]
 CONV_ONLY = {"rule": "frozen", "fixed_output": True}  # "the parameters of the FC layers are fixed"
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    # Each at its best of 'torchdfa paper table sweep'.
+    "bp-tuned": ("BP, rate 0.01, decay 0.005", {"rule": "bp", "lr": 0.01, "weight_decay": 5e-3}),
+    "cbdfa-tuned": ("CBDFA Eq. (9), rate 0.003, decay 0.005", {**PRODUCT, "lr": 0.003, "weight_decay": 5e-3}),
     "frozen": ("frozen random head", {"rule": "frozen"}),
     "bp-one-layer": ("BP, one FC layer", {"rule": "bp", "fc_layers": 1}),
     "fixed-classifier": ("fixed ±1 classifier on the convs", {"rule": "bp", "fc_layers": 1, "fixed_output": True}),
