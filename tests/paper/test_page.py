@@ -132,7 +132,7 @@ def test_the_legend_names_the_arms_of_every_panel_with_their_runs_in_each(found,
     ]
 
 
-@pytest.mark.parametrize("name, file", [("1", "table-1.csv"), ("controls", "controls.csv")])
+@pytest.mark.parametrize("name, file", [("1", "table-1.csv"), ("controls", "controls.csv"), ("sweep", "sweep.csv")])
 def test_the_tables_in_the_docs_are_those_of_the_result_files(name, file):
     table = tables.TABLES[name](collection.collect("short", None))
     assert (DOCS / file).read_bytes() == to_csv(table.header, table.rows)

@@ -14,8 +14,8 @@ from torchdfa.train.arms import ASIDE
 from torchdfa.train.config import TrainConfig
 
 # Rates of the start; a cosine takes them to 0. The paper names neither, only "small" and "large". 0.003 was best of
-# 0.001, 0.003, 0.01, 0.03 and 0.1 for BP, CDFA Eq. 7, CBDFA Eq. 9 and CBDFA random alike (docs, results), and above
-# 0.01 feedback of the default scale diverges.
+# 0.001, 0.003, 0.01, 0.03 and 0.1 for BP, CDFA Eq. 7, CBDFA Eq. 9 and CBDFA random alike over two epochs (docs,
+# results), and above 0.01 feedback of the default scale diverges. Over five, 0.01 is better for BP: control/bp-tuned.
 SMALL_RATE, LARGE_RATE = 0.003, 0.01
 # How many times back-propagation's the error at the convolutions' output is: with CBDFA Eq. 9 at the default scale
 # (median along a run: 'torchdfa paper table controls'), and with raw +-1 feedback, sqrt(512 / 2).
