@@ -98,9 +98,9 @@ def online(source: str, config: OnlineConfig, out: str | Path | None = None) -> 
     if source.endswith(".npz"):
         data = streams.read_npz(Path(source))
         return _run(folder, config, source, _of_arrays(config, data), data)
-    for name in ("order", "repeats"):
-        found, default = getattr(config, name), getattr(OnlineConfig, name)
-        _require(found in (default, "given", 1), name, "be left out for a stream that is read once, as it comes", found)
+    rule = "be left out for a stream that is read once, as it comes"
+    _require(config.order in (OnlineConfig.order, "given"), "order", rule, config.order)
+    _require(config.repeats in (OnlineConfig.repeats, 1), "repeats", rule, config.repeats)
     config = replace(config, order="given", repeats=1)
     _require(len(config.rules) == 1, "rule", "be one alone for a stream that is read once", config.rule)
     labels = None if config.classes is None else sorted(name.strip() for name in config.classes.split(","))
