@@ -48,7 +48,7 @@ def train_recipe(
     working = working_folder(folder, protocol, recipe.name, config.seed)
     diverged = None
     try:
-        run = _train(recipe, config, working, deadline, quiet)
+        run = _train(recipe, config, working, deadline=deadline, quiet=quiet, pictures=keep)
     except Diverged as error:
         diverged, run = str(error).partition("; take")[0], runs.read(working)
     except Stopped as stop:
@@ -70,12 +70,13 @@ def _way_out(advice: str) -> Iterator[None]:
         raise UsageError(f"{str(error).partition('; ')[0]}; {advice}") from None
 
 
-def _train(recipe: Recipe, config: TrainConfig, working: Path, deadline: float | None, quiet: bool) -> runs.Run:
+def _train(recipe: Recipe, config: TrainConfig, working: Path, **how: Any) -> runs.Run:
+    """`how` are the ways of `program.train` to carry a run out."""
     if not (working / runs.CHECKPOINT).exists():
         with _way_out(f"move {working} away, and the same command begins anew"):
             runs.create(working)
-        return program.train(config, working, deadline=deadline, quiet=quiet)
+        return program.train(config, working, **how)
     begun = runs.read(working)
     results.require_unchanged(TrainConfig.from_dict(begun.config.get("config")), recipe, working)
     where = {"data_dir": config.data_dir, "download": config.download}
-    return program.resume(working, where, deadline=deadline, quiet=quiet)
+    return program.resume(working, where, **how)

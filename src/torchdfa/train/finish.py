@@ -13,14 +13,15 @@ from torch import Tensor
 import torchdfa
 from torchdfa.train import runs
 from torchdfa.train.config import TrainConfig
+from torchdfa.train.datasets import Data
 from torchdfa.train.loop import Trainer, model_args
 from torchdfa.train.metrics import metrics, ranked
 from torchdfa.train.stop import StopSignals
 
 
-def finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
+def finish(trainer: Trainer, folder: Path, signals: StopSignals, *, pictures: bool) -> None:
     """Complete the folder of a trained run; the manifest, by which a run counts as finished, comes last."""
-    from torchdfa.train import export, plots
+    from torchdfa.train import export
 
     config, data = trainer.config, trainer.data
     export.save(
@@ -31,10 +32,16 @@ def finish(trainer: Trainer, folder: Path, signals: StopSignals) -> None:
         trainer.evaluate(signals)
     assert trainer.outputs is not None
     runs.write_json(folder / runs.RESULT, result(trainer, trainer.outputs))
-    plots.curves([runs.read(folder)], folder / "curves.png")
-    names = data.source.get("test_files")
-    plots.of_test_set(folder, data.test_x, data.test_y, trainer.outputs, data.classes, names)
+    if pictures:
+        _draw(folder, data, trainer.outputs)
     runs.write_manifest(folder)
+
+
+def _draw(folder: Path, data: Data, outputs: Tensor) -> None:
+    from torchdfa.train import plots
+
+    plots.curves([runs.read(folder)], folder / "curves.png")
+    plots.of_test_set(folder, data.test_x, data.test_y, outputs, data.classes, data.source.get("test_files"))
 
 
 def conclude(folders: Sequence[Path], out: str | Path | None) -> None:

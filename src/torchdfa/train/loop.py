@@ -26,6 +26,8 @@ from torchdfa.train.stop import Stopped, StopSignals
 # Every so many steps the loss is read off the device, and several processes agree whether to stop.
 STEPS_BETWEEN_CHECKS = 20
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
+# On a GPU an epoch of few images takes a second, and so does writing a checkpoint of VGG-16.
+SECONDS_BETWEEN_EPOCHS_SAVED = 10.0
 # A run has exploded when its mean loss between two checks is above this multiple of ln(classes), what guessing costs.
 # VGG-16 in its first 20 steps of CBDFA product: 1.1 times at the default rate, 1.6 at 0.01; with raw +-1 feedback, 7e5.
 EXPLODED = 10.0
@@ -91,7 +93,7 @@ class Trainer:
                 self.record(self.figures() | self.test_figures(signals), display)
             self._next_epoch()
             if tested:
-                self.save()
+                self.save_epoch()
 
     def record(self, figures: dict[str, Any], display: Display) -> None:
         """Write and show the figures of the epoch just trained and tested."""
@@ -174,6 +176,12 @@ class Trainer:
                 self.save()
         if signum:
             raise Stopped(signum, self.folder, self.step_number, self.config.epochs * len(self.batches))
+
+    def save_epoch(self) -> None:
+        """Save after the last epoch, and after another where the last checkpoint is not from a moment ago."""
+        recent = time.monotonic() - self._saved_at < SECONDS_BETWEEN_EPOCHS_SAVED
+        if self.epoch == self.config.epochs or not self.fabric.broadcast(recent):
+            self.save()
 
     def save(self) -> None:
         """Write the checkpoint, unless the run has gone wrong: the file there is always the last good one."""

@@ -31,13 +31,19 @@ _DATA_SEED = 0
 
 
 def train(
-    config: TrainConfig, out: str | Path | None = None, *, deadline: float | None = None, quiet: bool = False
+    config: TrainConfig,
+    out: str | Path | None = None,
+    *,
+    deadline: float | None = None,
+    quiet: bool = False,
+    pictures: bool = True,
 ) -> runs.Run:
     """Train one network and return its finished run, in the folder `out` (runs/<config.run_name> by default).
 
-    At `deadline` (Unix time) it stops as at a signal: it saves and raises Stopped. `quiet` shows no progress.
+    At `deadline` (Unix time) it stops as at a signal: it saves and raises Stopped. `quiet` shows no progress;
+    without `pictures` none are drawn at the end.
     """
-    return train_all([config], folders([config], out), deadline=deadline, quiet=quiet)[0]
+    return train_all([config], folders([config], out), deadline=deadline, quiet=quiet, pictures=pictures)[0]
 
 
 def folders(configs: Sequence[TrainConfig], out: str | Path | None) -> list[Path]:
@@ -51,7 +57,12 @@ def folders(configs: Sequence[TrainConfig], out: str | Path | None) -> list[Path
 
 
 def train_all(
-    configs: Sequence[TrainConfig], folders: Sequence[Path], *, deadline: float | None = None, quiet: bool = False
+    configs: Sequence[TrainConfig],
+    folders: Sequence[Path],
+    *,
+    deadline: float | None = None,
+    quiet: bool = False,
+    pictures: bool = True,
 ) -> list[runs.Run]:
     """Train one run after another on the same data, which the first one's settings name.
 
@@ -72,7 +83,7 @@ def train_all(
     found = []
     for i, (config, on, folder, fabric) in enumerate(zip(configs, resolved, folders, launched, strict=True)):
         try:
-            found.append(_run(config, on, folder, fabric, data, deadline=deadline, quiet=quiet))
+            found.append(_run(config, on, folder, fabric, data, deadline=deadline, quiet=quiet, pictures=pictures))
         except (RunError, Stopped) as error:
             rest = ",".join(config.rule for config in configs[i + 1 :])
             if rest:
@@ -110,10 +121,11 @@ def resume(
     *,
     deadline: float | None = None,
     quiet: bool = False,
+    pictures: bool = True,
 ) -> runs.Run:
     """Continue a run where its checkpoint left it, bit for bit; returns it finished.
 
-    `deadline` and `quiet` are those of `train`.
+    `deadline`, `quiet` and `pictures` are those of `train`.
     `given` are settings that the user named again: one that differs from the run's raises UsageError.
     """
     folder = Path(folder)
@@ -139,7 +151,7 @@ def resume(
     torch.set_num_threads(machine.choose_threads(exact.threads, data.train_x[0, 0].numel()))
     if digest(data) != state["data"]:
         raise UsageError(f"{folder} was trained on other images than {config.data} now holds; restore them to resume")
-    return _run(config, resolved, folder, fabric, data, state, deadline=deadline, quiet=quiet)
+    return _run(config, resolved, folder, fabric, data, state, deadline=deadline, quiet=quiet, pictures=pictures)
 
 
 def launch(config: TrainConfig, resolved: machine.Resolved, folder: Path) -> Fabric:
@@ -194,6 +206,7 @@ def _run(
     *,
     deadline: float | None,
     quiet: bool,
+    pictures: bool,
 ) -> runs.Run:
     first = fabric.is_global_zero
     with runs.hold(folder, wanted=first):
@@ -209,7 +222,7 @@ def _run(
         with StopSignals(deadline) as signals, _display(trainer, shown=shown) as display, _compiling(config):
             trainer.fit(display, signals)
             if first:
-                finish(trainer, folder, signals)
+                finish(trainer, folder, signals, pictures=pictures)
         fabric.barrier()
         return runs.read(folder)
 
