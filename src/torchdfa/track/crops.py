@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchdfa.track.mdnet import CHUNK, CROP
+from torchdfa.track.mdnet import CHUNK, CROP, GPU_CHUNK
 
 MIDDLE_GREY = 128.0
 
@@ -31,12 +31,11 @@ def crop(image: Tensor, boxes: Tensor, context: float, size: int = CROP) -> Tens
 
 @torch.no_grad()
 def features(
-    network: nn.Module, image: Tensor, boxes: Tensor, context: float, *, size: int = CROP, bf16: bool = False,
-    chunk: int = CHUNK,
+    network: nn.Module, image: Tensor, boxes: Tensor, context: float, *, size: int = CROP, bf16: bool = False
 ) -> Tensor:  # fmt: skip
     """float32 (n, F): the network's features of the crops around boxes (n, 4) of a prepared image."""
     found = []
-    for part in boxes.split(chunk):
+    for part in boxes.split(CHUNK if image.device.type == "cpu" else GPU_CHUNK):
         patches = crop(image, part, context, size).contiguous(memory_format=torch.channels_last)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
             found.append(network(patches).float())

@@ -18,6 +18,7 @@ FEATURES = 512 * 3 * 3
 HIDDEN = 512
 FC6_STD = 0.01
 PIXEL_SPREAD = 64.0
+GPU_CHUNK = 256  # of a GPU, where a launch costs more than what stays in a cache saves
 CHUNK = 16  # crops at a time: what they need stays in the cache, and small maps still fill a product
 
 
