@@ -22,6 +22,9 @@ def found(tmp_path, monkeypatch):
     write_result(tmp_path / "shipped", "table1/cifar10/bp", top1=61.25)
     write_result(tmp_path / "shipped", "table1/cifar10/cbdfa-random", 0, top1=70.0)
     write_result(tmp_path / "shipped", "table1/cifar10/cbdfa-random", 1, top1=72.0)
+    write_result(tmp_path / "shipped", "figure4/cifar10/bp", top1=60.0)
+    write_result(tmp_path / "shipped", "figure4/cifar10/cbdfa-random", 0, top1=70.0)
+    write_result(tmp_path / "shipped", "figure4/cifar10/cbdfa-random", 1, top1=72.0)
     return collection.collect("short", None)
 
 
@@ -55,7 +58,7 @@ def test_the_page_holds_every_table_figure_and_setting(found, tmp_path):
     assert "61.25 (n=1)" in text
     assert "71.00 ± 1.41 (n=2)" in text
     assert html.count("data:image/png;base64,") == 3
-    assert "weight_decay 0.0005" in text
+    assert "weight_decay 0.02" in text
     assert "Not run: table1/cifar10/cdfa-product" in text
     assert "http" not in re.sub('data:image[^"]*', "", html)  # nothing is fetched from elsewhere
 
@@ -107,7 +110,7 @@ def legends(monkeypatch):
 
 
 def test_runs_that_diverged_are_counted_and_not_drawn(found, tmp_path, legends):
-    diverge(tmp_path / "shipped", "table2/bp", 0, 0)  # which figure5/bp shows
+    diverge(tmp_path / "shipped", "figure5/bp", 0, 0)
     diverge(tmp_path / "shipped", "figure5/cdfa-random", 0, 3)
     write_result(tmp_path / "shipped", "figure5/cdfa-random", 1)
     found = collection.collect("short", None)
@@ -122,8 +125,8 @@ def test_runs_that_diverged_are_counted_and_not_drawn(found, tmp_path, legends):
 
 
 def test_the_legend_names_the_arms_of_every_panel_with_their_runs_in_each(found, tmp_path, legends):
-    write_result(tmp_path / "shipped", "table1/cifar100/cbdfa-random")
-    write_result(tmp_path / "shipped", "table1/cifar100/cdfa-random")
+    write_result(tmp_path / "shipped", "figure4/cifar100/cbdfa-random")
+    write_result(tmp_path / "shipped", "figure4/cifar100/cdfa-random")
     figures.draw("4", collection.collect("short", None), tmp_path / "figure.png")
     assert legends == [
         "BP (CIFAR-10: n=1)",
@@ -132,7 +135,13 @@ def test_the_legend_names_the_arms_of_every_panel_with_their_runs_in_each(found,
     ]
 
 
-@pytest.mark.parametrize("name, file", [("1", "table-1.csv"), ("controls", "controls.csv"), ("sweep", "sweep.csv")])
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        *(("1", "table-1.csv"), ("2", "table-2.csv"), ("controls", "controls.csv")),
+        *(("sweep", "sweep.csv"), ("small-data", "small-data.csv"), ("duplicates", "duplicates.csv")),
+    ],
+)
 def test_the_tables_in_the_docs_are_those_of_the_result_files(name, file):
     table = tables.TABLES[name](collection.collect("short", None))
     assert (DOCS / file).read_bytes() == to_csv(table.header, table.rows)
@@ -144,4 +153,4 @@ def test_the_ratio_in_the_controls_is_the_one_that_was_measured():
     found = collection.collect("short", None)
     summary = found.shipped(found.recipes["table1/cifar10/cbdfa-product"])
     assert summary is not None
-    assert summary.boundary("norm_ratio") == pytest.approx(MATCH_RATIO, rel=0.1)
+    assert summary.boundary("norm_ratio") == pytest.approx(MATCH_RATIO, rel=0.15)

@@ -6,8 +6,10 @@ from safetensors.torch import load_file
 
 from small_runs import small
 from torchdfa.errors import UsageError
+from torchdfa.paper import collection
 from torchdfa.paper.published import TABLE_1, TABLE_2
-from torchdfa.paper.recipes import LARGE_RATE, PROTOCOLS, learned, owners, recipes, select
+from torchdfa.paper.recipes import PROTOCOLS, SWEEP_DECAYS, learned, owners, recipes, select, sweep_name, sweep_rates
+from torchdfa.paper.tuned import SMALL_TUNED, TUNED
 from torchdfa.train import loop, program
 
 SHORT, FULL = (recipes(PROTOCOLS[name]) for name in ("short", "full"))
@@ -41,7 +43,6 @@ def test_table_1_learns_by_what_its_columns_say():
 
 def test_conv_only_leaves_the_whole_head_as_it_began(tmp_path):
     recipe = SHORT["table2/conv-only"]
-    assert recipe.settings["lr"] == LARGE_RATE
     chosen = {key: recipe.settings[key] for key in ("rule", "fixed_output")}
     config = small(epochs=1, log_alignment=3, **chosen)
     data = program.load(config)
@@ -58,9 +59,42 @@ def test_the_same_settings_are_run_once():
     for available in (SHORT, FULL):
         own = [recipe for recipe in available.values() if recipe.same_as is None]
         assert len({repr(sorted(learned(r.config(0)).items(), key=str)) for r in own}) == len(own)
-    assert SHORT["figure4/cifar10/bp"].source == "table1/cifar10/bp"
+    assert SHORT["figure1/bp"].source == SHORT["table2/bp"].source == "table1/cifar10/bp"
     assert SHORT["small/10000/cbdfa-product"].source == "table1/cifar10/cbdfa-product"
     assert FULL["small/50000/bp"].source == "table1/cifar10/bp"
+
+
+def test_arms_and_controls_have_their_own_rate_and_decay():
+    for name, arm in (
+        ("table1/cifar100/bp-bn", "bp-bn"),
+        ("control/cbdfa-unit", "cbdfa-unit"),
+        ("table2/cbdfa", "cbdfa-product"),
+    ):
+        config = SHORT[name].config(0)
+        assert (config.lr, config.weight_decay) == TUNED[arm]
+        assert (FULL[name].config(0).lr, FULL[name].config(0).weight_decay) == (TUNED[arm][0], 5e-3)
+    assert {recipe.config(0).lr for name, recipe in SHORT.items() if name.startswith("figure4/")} == {0.003}
+    assert {recipe.config(0).lr for name, recipe in SHORT.items() if name.startswith("figure5/")} == {0.01}
+
+
+def test_rate_and_decay_are_the_best_of_the_sweep_that_comes_with_the_package():
+    found = collection.collect("short", None)
+    for arm, chosen in TUNED.items():
+        tops = {
+            (rate, decay): mean.mean
+            for rate in sweep_rates(arm)
+            for decay in SWEEP_DECAYS
+            if (summary := found.shipped(SHORT[sweep_name(arm, rate, decay)])) and (mean := summary.of("top1"))
+        }
+        assert chosen == max(tops, key=tops.__getitem__), arm
+
+
+def test_small_data_in_small_batches_takes_twice_the_steps():
+    for size, arms in SMALL_TUNED.items():
+        for arm, (batch, rate, decay) in arms.items():
+            config = SHORT[f"small-tuned/{size}/{arm}"].config(0)
+            assert (config.batch_size, config.lr, config.weight_decay) == (batch, rate, decay)
+            assert config.epochs * size / batch == 2000
 
 
 def test_small_data_takes_equal_steps():

@@ -23,7 +23,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
     assert (found.recipe, found.protocol, found.seed, found.precision) == (BP, "short", 2, "fp32")
     assert found.run.result["top1"] == 61.5
     assert len(found.run.epochs) == 10
-    assert found.config.lr == 0.003
+    assert found.config.lr == 0.01
 
 
 def test_no_path_of_a_machine_is_kept(tmp_path):
@@ -117,7 +117,7 @@ def test_results_of_a_recipe_that_changed_are_not_mixed(tmp_path):
     with pytest.raises(UsageError) as caught:
         results.matching(found, recipes(SHORT))
     assert str(path) in str(caught.value)
-    assert "lr 0.1 there, 0.003 now; weight_decay 0.0 there, 0.0005 now" in str(caught.value)
+    assert "lr 0.1 there, 0.01 now; weight_decay 0.0 there, 0.02 now" in str(caught.value)
 
 
 def test_results_of_a_recipe_that_is_gone_are_named(tmp_path):

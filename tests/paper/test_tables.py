@@ -83,14 +83,14 @@ def test_runs_of_one_recipe_on_other_images_are_noted_once(shipped, tmp_path):
 
 
 def test_a_run_that_diverged_is_shown_as_such(shipped):
-    path = write_result(shipped, "sweep/bp/lr0.01-wd0")
+    path = write_result(shipped, "sweep/bp/lr0.01-wd0.0005")
     result = results.read(path)
     results.write(
         path, result.recipe, "short", result.run.__class__(path, result.run.config, [], None), "training diverged"
     )
     table = tables.TABLES["sweep"](collection.collect("short", None))
     assert table.rows[0] == ("BP", "0.01", "1 diverged", "–", "–")
-    assert table.rows[1] == ("CBDFA Eq. (9)", "–", "–", "–", "–")
+    assert table.rows[1] == ("CDFA Eq. (7)", "–", "–", "–", "–")
 
 
 def test_accuracy_without_near_duplicates(shipped):

@@ -66,7 +66,7 @@ def run(
 
 @app.command("table")
 def table(
-    name: Annotated[str, typer.Argument(help="1, 2, controls, small-data, sweep or duplicates")],
+    name: Annotated[str, typer.Argument(help="1, 2, controls, small-data, sweep, small-sweep or duplicates")],
     protocol: Protocol = "short",
     results: Results = _RESULTS,
     out: Annotated[Path | None, Flag(help="write it as CSV too")] = None,

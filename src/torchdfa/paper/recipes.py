@@ -287,4 +287,6 @@ def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
 
 def small_sweep_points() -> list[tuple[int, float, float]]:
     """Batch size, learning rate and weight decay of each point of the search for few images."""
-    return [(b, rate, decay) for b, rates in SMALL_SWEEP_RATES.items() for rate in rates for decay in SMALL_SWEEP_DECAYS]
+    return [
+        (b, rate, decay) for b, rates in SMALL_SWEEP_RATES.items() for rate in rates for decay in SMALL_SWEEP_DECAYS
+    ]

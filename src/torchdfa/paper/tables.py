@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from torchdfa.paper.collection import Collection
 from torchdfa.paper.recipes import (
     ARMS,
-    CONTROLS,
     MAIN,
     NAMES,
+    SMALL_ARMS,
     SMALL_SIZES,
     SWEEP_DECAYS,
-    SWEEP_RATES,
     Recipe,
+    arm_named,
+    small_sweep_name,
+    small_sweep_points,
     sweep_name,
+    sweep_rates,
 )
 from torchdfa.paper.summary import Figure, Summary, cell
+from torchdfa.paper.tuned import SMALL_TUNED
 
 
 @dataclass(frozen=True)
@@ -92,16 +96,17 @@ def equal_level(found: Collection, recipes: Sequence[Recipe]) -> float | None:
 
 def small_data(found: Collection) -> Table:
     """Equal steps on fewer images."""
-    arms = ("bp", "cbdfa-product")
-    recipes = [found.recipes[f"small/{size}/{arm}"] for size in SMALL_SIZES for arm in arms]
-    rows = []
-    for size in SMALL_SIZES:
-        pair = [found.all(found.recipes[f"small/{size}/{arm}"]) for arm in arms]
-        rows.append((f"{size:,}", *(_top(summary, "top1") for summary in pair)))
-    header = ("training images", "BP: top-1 %", "CBDFA Eq. (9): top-1 %")
-    return Table(
-        "small-data", f"Small data, {found.protocol.name}, equal steps", header, tuple(rows), found.missing(recipes)
-    )
+    names = {f"{size:,}": f"small/{size}" for size in SMALL_SIZES}
+    names |= {f"{size:,}, tuned for them": f"small-tuned/{size}" for size in SMALL_TUNED}
+    recipes = [found.recipes[f"{name}/{arm}"] for name in names.values() for arm in SMALL_ARMS]
+    rows = [
+        (words, *(_top(found.all(found.recipes[f"{name}/{arm}"]), "top1") for arm in SMALL_ARMS))
+        for words, name in names.items()
+    ]
+    header = ("training images", *(f"{ARMS[arm][0]}: top-1 %" for arm in SMALL_ARMS))
+    title = f"Small data, {found.protocol.name}, equal steps"
+    note = "Tuned for them: batch, rate and weight decay of 'table small-sweep', at twice the steps."
+    return Table("small-data", title, header, tuple(rows), found.missing(recipes), note)
 
 
 def sweep(found: Collection) -> Table:
@@ -115,13 +120,27 @@ def sweep(found: Collection) -> Table:
 
 
 def _swept(found: Collection, arm: str) -> list[tuple[str, ...]]:
-    title = {**ARMS, **CONTROLS}[arm][0]
+    title = arm_named(arm)[0]
     rows = []
-    for rate in SWEEP_RATES:
+    for rate in sweep_rates(arm):
         own = [found.recipes[sweep_name(arm, rate, decay)] for decay in SWEEP_DECAYS]
         if any(found.all(recipe) for recipe in own):
             rows.append((title, f"{rate:g}", *(_top(found.all(recipe), "top1") for recipe in own)))
     return rows or [(title, *["–"] * (1 + len(SWEEP_DECAYS)))]
+
+
+def small_sweep(found: Collection) -> Table:
+    """The search of batch, rate and weight decay for few images, on held-out training images."""
+    recipes = [r for r in found.recipes.values() if r.name.startswith("small-sweep/")]
+    columns = [(size, arm) for size in SMALL_TUNED for arm in SMALL_ARMS]
+    rows = []
+    for point in small_sweep_points():
+        own = [found.recipes[small_sweep_name(size, arm, *point)] for size, arm in columns]
+        rows.append((*(f"{value:g}" for value in point), *(_top(found.all(recipe), "top1") for recipe in own)))
+    titles = (f"{ARMS[arm][0]}, {size:,} images" for size, arm in columns)
+    header = ("batch", "learning rate", "weight decay", *titles)
+    title = f"Sweep of small data, {found.protocol.name}, twice the steps: top-1 % on held-out training images"
+    return Table("small-sweep", title, header, tuple(rows), found.missing(recipes))
 
 
 def near_duplicates(found: Collection) -> Table:
@@ -147,5 +166,6 @@ TABLES: dict[str, Callable[[Collection], Table]] = {
     "controls": controls,
     "small-data": small_data,
     "sweep": sweep,
+    "small-sweep": small_sweep,
     "duplicates": near_duplicates,
 }
