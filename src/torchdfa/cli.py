@@ -85,7 +85,7 @@ def train(
     layers: Annotated[str, Flag(help="head, or all: feedback to every convolution too")] = _DEFAULT.layers,
     epochs: Annotated[int, Flag()] = _DEFAULT.epochs,
     batch_size: Annotated[int, Flag(help="images a step, over all processes")] = _DEFAULT.batch_size,
-    lr: Annotated[float | None, Flag(help="learning rate at the start; by default 0.003 for vgg16, else 0.01")] = None,
+    lr: Annotated[float | None, Flag(help="at the start; by default 0.003 for feedback in vgg16, else 0.01")] = None,
     conv_lr_factor: Annotated[float, Flag(help="times that rate for the convolutions")] = _DEFAULT.conv_lr_factor,
     schedule: Annotated[str, Flag(help="cosine, step or constant")] = _DEFAULT.schedule,
     momentum: Annotated[float, Flag()] = _DEFAULT.momentum,

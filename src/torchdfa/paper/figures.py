@@ -39,8 +39,9 @@ def draw(number: str, found: Collection, path: Path) -> tuple[str, ...]:
                 plots.line(axes, arm, "test_top1", markers[arm.label], "-")
             plots.dress(axes, "top-1 accuracy (%)")
             axes.set(title=NAMES[data], ylim=(0, 100))
-            axes.text(0.5, 0.5, _without_curve(found, recipes, arms), ha="center", transform=axes.transAxes)
-        figure.suptitle(f"{TITLES[number]}: {found.protocol.text}", fontsize=9)
+            lacking = _without_curve(found, recipes, arms)
+            axes.text(0.98, 0.03, lacking, ha="right", va="bottom", fontsize=9, transform=axes.transAxes)
+        figure.suptitle(f"{TITLES[number]}\n{found.protocol.text}", fontsize=9)
         plots.legend(figure, [_entry(arm, found, wanted) for arm in entries])
     return found.missing(wanted)
 

@@ -15,8 +15,9 @@ from torchdfa.paper.tuned import SMALL_TUNED, TUNED
 from torchdfa.train.arms import ASIDE
 from torchdfa.train.config import TrainConfig
 
-# Rates of the start; a cosine takes them to 0. The paper names neither, only "small" and "large", for Figures 4 and 5:
-# 0.01 is the largest at which every arm trains. Tables, controls and Figure 1 take each arm's own (tuned.py).
+# Rates of the start; a cosine takes them to 0. The paper names neither, only "small" and "large": 0.003 is the best of
+# feedback at the default scale, 0.01 that of BP, where feedback with the usual weight decay of 5e-4 diverges. For
+# Figures 4 and 5 alone: tables, controls and Figure 1 take each arm's own (tuned.py).
 SMALL_RATE, LARGE_RATE = 0.003, 0.01
 # How many times back-propagation's the error at the convolutions' output is: with CBDFA Eq. 9 at the default scale
 # (median along a run: 'torchdfa paper table controls'), and with raw +-1 feedback, sqrt(512 / 2).
