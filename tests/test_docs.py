@@ -110,7 +110,7 @@ def test_every_page_is_in_the_table_of_contents():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^([\w/-]+)$", "\n".join(re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL)), re.M))
     pages = {p.relative_to(ROOT / "docs").with_suffix("").as_posix() for p in (ROOT / "docs").rglob("*.md")}
-    included = {"results/tracking/report", "results/tracking-forced/report"}
+    included = {f"results/{name}/report" for name in ("tracking", "tracking-150", "tracking-forced")}
     tracking = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
     assert all(f"```{{include}} {page}.md" in tracking for page in included)
     assert pages - {"index"} - included <= listed

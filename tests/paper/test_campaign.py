@@ -92,7 +92,9 @@ def test_a_budget_too_small_for_one_epoch_says_so_and_keeps_the_checkpoint(tmp_p
 
 
 def test_a_budget_of_epochs_without_a_test_is_no_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "recipes", lambda protocol: {"long": tiny("long", epochs=20_000, test_every=20_000)})
+    monkeypatch.setattr(
+        campaign, "recipes", lambda protocol: {"long": tiny("long", epochs=1_000_000, test_every=1_000_000)}
+    )
     assert run(tmp_path, hours=4 / 3600) == 0
     working = work.working_folder(tmp_path, "short", "long", 0)
     assert checkpoint.load(working / runs.CHECKPOINT)["epoch"] > 0
@@ -139,9 +141,10 @@ def test_files_that_are_in_the_way_are_named_with_a_way_out(tmp_path, recipes, c
 
 
 def test_a_run_begun_with_another_recipe_is_not_continued(tmp_path, recipes, monkeypatch, capsys):
-    task = work.task(tiny_recipes()["tiny/bp"], "short", 0, tmp_path, quiet=True, **ASIDE)
+    long = {"rule": "bp", "epochs": 1_000_000, "test_every": 1_000_000}
+    task = work.task(tiny("tiny/bp", **long), "short", 0, tmp_path, quiet=True, **ASIDE)
     assert runner.perform(task, time.time() + 0.1).status == "stopped"
-    monkeypatch.setattr(campaign, "recipes", lambda protocol: {"tiny/bp": tiny("tiny/bp", rule="bp", lr=0.02)})
+    monkeypatch.setattr(campaign, "recipes", lambda protocol: {"tiny/bp": tiny("tiny/bp", lr=0.02, **long)})
     assert run(tmp_path) == 1
     assert "was made by another tiny/bp" in capsys.readouterr().out
 

@@ -178,6 +178,17 @@ def test_the_checkpoint_is_written_now_and_then(tmp_path: Path, monkeypatch: pyt
     assert saved == [(0, 0), *during, *[(0, steps)] * test_batches, (1, 0)]
 
 
+@pytest.mark.parametrize("seconds, epochs", [(0.0, [0, 1, 2, 3]), (3600.0, [0, 3])])
+def test_an_epoch_is_saved_where_the_last_checkpoint_is_old_and_the_last_one_always(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, epochs: list[int]
+) -> None:
+    saved = []
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_EPOCHS_SAVED", seconds)
+    monkeypatch.setattr(loop.checkpoint, "save", lambda path, state: saved.append(state["epoch"]))
+    program.train(small(epochs=3), tmp_path / "run")
+    assert saved == epochs
+
+
 def test_measuring_the_alignment_changes_nothing(tmp_path: Path) -> None:
     program.train(small(epochs=2), tmp_path / "plain")
     run = program.train(small(epochs=2, log_alignment=5), tmp_path / "measured")

@@ -173,6 +173,7 @@ def unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save(path, state)
 
     monkeypatch.setattr(program.checkpoint, "save", full)
+    monkeypatch.setattr("torchdfa.train.loop.SECONDS_BETWEEN_EPOCHS_SAVED", 0.0)
     with pytest.raises(RunError, match="disk full"):
         train(small(epochs=3), tmp_path / "run")
     monkeypatch.setattr(program.checkpoint, "save", save)
@@ -186,6 +187,13 @@ def test_a_full_disk_loses_nothing_that_was_saved(unfinished: Path, tmp_path: Pa
     train(small(epochs=3), tmp_path / "whole")
     assert weights(unfinished) == weights(tmp_path / "whole")
     assert figures(unfinished) == figures(tmp_path / "whole")
+
+
+def test_a_run_without_pictures_is_finished_all_the_same(tmp_path: Path) -> None:
+    run = train(small(epochs=1), tmp_path / "run", pictures=False)
+    assert run.result is not None
+    assert not list(run.folder.glob("*.png"))
+    assert runs.verify(run.folder) == 6
 
 
 def test_a_run_whose_finish_failed_is_finished_by_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
