@@ -93,7 +93,7 @@ def test_a_budget_too_small_for_one_epoch_says_so_and_keeps_the_checkpoint(tmp_p
 
 def test_a_budget_of_epochs_without_a_test_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        campaign, "recipes", lambda protocol: {"long": tiny("long", epochs=1_000_000, test_every=1_000_000)}
+        campaign, "recipes", lambda protocol: {"long": tiny("long", rule="bp", epochs=1_000_000, test_every=1_000_000)}
     )
     assert run(tmp_path, hours=4 / 3600) == 0
     working = work.working_folder(tmp_path, "short", "long", 0)
