@@ -147,6 +147,11 @@ def test_the_tables_in_the_docs_are_those_of_the_result_files(name, file):
     assert (DOCS / file).read_bytes() == to_csv(table.header, table.rows)
 
 
+def test_table_1_of_all_images_in_the_docs_is_that_of_the_result_files():
+    table = tables.TABLES["1"](collection.collect("full", None))
+    assert (DOCS / "table-1-full.csv").read_bytes() == to_csv(table.header, table.rows)
+
+
 def test_the_ratio_in_the_controls_is_the_one_that_was_measured():
     from torchdfa.paper.recipes import MATCH_RATIO
 

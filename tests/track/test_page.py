@@ -11,10 +11,13 @@ from torchdfa.track import figures, reporting
 from torchdfa.track.sequences import OTB
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
-RESULTS = [DOCS / "tracking" / "OTB-100", DOCS / "tracking-forced" / "OTB-100-forced"]
+RESULTS = [
+    *(DOCS / name / "OTB-100" for name in ("tracking", "tracking-150")),
+    DOCS / "tracking-forced" / "OTB-100-forced",
+]
 
 
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.parent.name)
 def test_report_and_figure_6_are_those_of_the_boxes(folder, shared_data, tmp_path):
     scores = reporting.score_all([folder], OTB(shared_data / "otb", missing="skip"), missing="skip")
     reporting.write(tmp_path, scores)
@@ -30,7 +33,7 @@ def test_the_page_shows_the_seeds_and_differences_of_the_forced_report():
     assert shown[-1].startswith("- bdfa-b8 - bp-b8:")
 
 
-@pytest.mark.parametrize("results", RESULTS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("results", RESULTS, ids=lambda folder: folder.parent.name)
 def test_both_rules_ran_on_the_same_sequences_with_the_same_weights(results):
     folders = [folder for folder in results.iterdir() if folder.is_dir()]
     assert {folder.name.split("-")[0] for folder in folders} == {"bp", "bdfa"}
