@@ -29,7 +29,9 @@ def test_table_1_stands_beside_the_papers_without_any_run_of_hers(here, capsys):
     row = next(line for line in out.splitlines() if "table1/cifar10/bp " in line + " ")
     assert "81.11" in row
     assert "(n=" in row
-    assert "not run: " in out
+    code, out, _ = say(capsys, "table", "small-sweep")
+    assert code == 0
+    assert "not run: small-sweep/" in out
     assert "torchdfa paper run" in out
     assert not list(here.iterdir())
 
@@ -93,4 +95,4 @@ def test_a_recipe_that_changed_since_is_not_mixed_in(here, capsys):
     path.write_text(json.dumps(value))
     code, _, err = say(capsys, "table", "1")
     assert code == 2
-    assert "weight_decay 0.1 there, 0.0005 now" in err
+    assert "weight_decay 0.1 there, 0.02 now" in err
