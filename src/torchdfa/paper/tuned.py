@@ -1,8 +1,9 @@
-"""What was chosen on held-out training images, under the `short` protocol; a test holds it to the result files."""
+"""What was chosen on held-out training images, under the `short` protocol."""
 
 from __future__ import annotations
 
-# Learning rate and weight decay of each arm and control: the best of 'torchdfa paper table sweep', on CIFAR-10.
+# Learning rate and weight decay of each arm and control: the best of 'torchdfa paper table sweep', on CIFAR-10; a test
+# holds them to the result files.
 TUNED: dict[str, tuple[float, float]] = {
     "bp": (0.01, 0.02),
     "cdfa-product": (0.003, 0.02),
@@ -26,7 +27,8 @@ TUNED: dict[str, tuple[float, float]] = {
     "conv-only": (0.03, 0.02),
     "dfa-all": (0.01, 0.02),
 }
-# Batch size, learning rate and weight decay for few images: the best of 'torchdfa paper table small-sweep'.
+# Batch size, learning rate and weight decay for few images, to be the best of 'torchdfa paper table small-sweep'. That
+# search has no results yet: these are guesses, and no run was made with them.
 SMALL_TUNED: dict[int, dict[str, tuple[int, float, float]]] = {
     1000: {"bp": (10, 0.003, 0.005), "cbdfa-product": (10, 0.003, 0.005)},
     5000: {"bp": (50, 0.01, 0.005), "cbdfa-product": (50, 0.003, 0.005)},
