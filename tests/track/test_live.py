@@ -121,6 +121,15 @@ def test_any_failure_keeps_what_was_tracked(folder, tmp_path):
     assert len(read_boxes(tmp_path / "out" / "bdfa.txt")) == 1
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: a process begun in the background of a shell is born ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_stop_in_the_first_frame_leaves_nothing(folder, tmp_path):
     t = named("bp")
 
