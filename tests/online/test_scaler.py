@@ -20,13 +20,15 @@ def learned(x, pieces, weights=None):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(20, 99), max_size=5).map(sorted), st.integers(0, 2**31))
+@given(st.lists(st.integers(1, 99), max_size=5).map(sorted), st.integers(0, 2**31))
 def test_statistics_are_those_of_all_rows(pieces, seed):
-    """Where no row is drawn in: after a first piece of a few rows alike, later ones can be too far off."""
+    """Where no row is drawn in: after a first piece of two rows nearly alike, all later ones would be."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((100, 3)) * [1, 1e-3, 1e4] + [5, 0, -1e4]
     weights = random.uniform(0.1, 3, 100)
-    scaler = learned(x, pieces, weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchdfa.online.scaler.FURTHEST", np.inf)
+        scaler = learned(x, pieces, weights)
     mean = np.average(x, axis=0, weights=weights)
     np.testing.assert_allclose(scaler.mean, mean, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(

@@ -69,6 +69,7 @@ def test_arms_and_controls_have_their_own_rate_and_decay():
         ("table1/cifar100/bp-bn", "bp-bn"),
         ("control/cbdfa-unit", "cbdfa-unit"),
         ("table2/cbdfa", "cbdfa-product"),
+        ("table2/conv-only", "conv-only"),
     ):
         config = SHORT[name].config(0)
         assert (config.lr, config.weight_decay) == TUNED[arm]

@@ -13,8 +13,8 @@ from torchdfa.paper.recipes import (
     SMALL_ARMS,
     SMALL_SIZES,
     SWEEP_DECAYS,
+    SWEPT,
     Recipe,
-    arm_named,
     small_sweep_name,
     small_sweep_points,
     sweep_name,
@@ -120,7 +120,7 @@ def sweep(found: Collection) -> Table:
 
 
 def _swept(found: Collection, arm: str) -> list[tuple[str, ...]]:
-    title = arm_named(arm)[0]
+    title = SWEPT[arm][0]
     rows = []
     for rate in sweep_rates(arm):
         own = [found.recipes[sweep_name(arm, rate, decay)] for decay in SWEEP_DECAYS]
