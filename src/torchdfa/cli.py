@@ -92,7 +92,7 @@ def train(
     weight_decay: Annotated[float, Flag()] = _DEFAULT.weight_decay,
     seed: Annotated[int, Flag(help="of weights, feedback, order and augmentation")] = _DEFAULT.seed,
     precision: Annotated[str, Flag(help="auto, fp32, bf16 or fp16")] = _DEFAULT.precision,
-    convolutions: Annotated[str, Flag(help="3x3 convolutions: auto, torch or winograd")] = _DEFAULT.convolutions,
+    convolutions: Annotated[str, Flag(help="auto, torch, winograd or im2col")] = _DEFAULT.convolutions,
     device: Annotated[str, Flag(help="auto, cpu or cuda")] = _DEFAULT.device,
     threads: Annotated[int | None, Flag(help="CPU threads; 1 for each of several runs side by side")] = None,
     test_every: Annotated[int, Flag(help="epochs from test to test")] = _DEFAULT.test_every,

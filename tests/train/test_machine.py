@@ -46,29 +46,42 @@ def test_bf16_is_taken_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch, fla
     assert machine.choose_precision("bf16", "cpu") == "bf16"
 
 
-@pytest.mark.parametrize("flags, taken", [(["avx2"], "winograd"), (["avx512f", "avx2"], "torch"), ([], "torch")])
-def test_winograd_is_taken_where_it_was_measured(monkeypatch: pytest.MonkeyPatch, flags: list[str], taken: str) -> None:
+@pytest.mark.parametrize(
+    "flags, fp32, bf16",
+    [
+        (["avx2"], "winograd", "torch"), (["avx512f", "avx2"], "torch", "torch"), ([], "torch", "torch"),
+        (["amx_bf16", "avx512f", "avx2"], "torch", "im2col"), (["avx512_bf16", "avx512f", "avx2"], "torch", "torch"),
+    ],
+)  # fmt: skip
+def test_convolutions_are_those_that_were_measured_to_be_fastest(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], fp32: str, bf16: str
+) -> None:
     monkeypatch.setattr(machine, "cpu_info", lambda: {"cpu": "x", "cpu_flags": flags})
-    assert machine.choose_convolutions("auto", "cpu", "fp32") == taken
-    assert machine.choose_convolutions("auto", "cpu", "bf16") == "torch"
-    assert machine.choose_convolutions("auto", "cuda", "fp32") == "torch"
-    assert machine.choose_convolutions("auto", "cpu", "fp32", compiled=True) == "torch"
+    assert machine.choose_convolutions("auto", "cpu", "fp32") == fp32
+    assert machine.choose_convolutions("auto", "cpu", "bf16") == bf16
+    for precision in ("fp32", "bf16"):
+        assert machine.choose_convolutions("auto", "cuda", precision) == "torch"
+        assert machine.choose_convolutions("auto", "cpu", precision, compiled=True) == "torch"
+        assert machine.choose_convolutions("im2col", "cpu", precision) == "im2col"
     assert machine.choose_convolutions("winograd", "cpu", "fp32") == "winograd"
     assert machine.choose_convolutions("torch", "cpu", "fp32") == "torch"
 
 
 @pytest.mark.parametrize(
-    "where, found",
+    "convolutions, device, precision, compiled, found",
     [
-        (("cpu", "bf16", False), "bf16 on cpu;"),
-        (("cuda", "fp32", False), "fp32 on cuda;"),
-        (("cpu", "fp32", True), "fp32 on cpu with --compile;"),
+        ("winograd is for --precision fp32 on a CPU", "cpu", "bf16", False, "bf16 on cpu;"),
+        ("winograd is for --precision fp32 on a CPU", "cuda", "fp32", False, "fp32 on cuda;"),
+        ("winograd is for --precision fp32 on a CPU", "cpu", "fp32", True, "fp32 on cpu with --compile;"),
+        ("im2col is for a CPU", "cuda", "bf16", False, "bf16 on cuda;"),
+        ("im2col is for a CPU", "cpu", "bf16", True, "bf16 on cpu with --compile;"),
     ],
 )
-def test_winograd_is_refused_elsewhere(where: tuple[str, str, bool], found: str) -> None:
-    device, precision, compiled = where
-    with pytest.raises(UsageError, match=f"--convolutions winograd is for --precision fp32.*found {found}"):
-        machine.choose_convolutions("winograd", device, precision, compiled=compiled)
+def test_convolutions_are_refused_where_they_do_not_run(
+    convolutions: str, device: str, precision: str, compiled: bool, found: str
+) -> None:
+    with pytest.raises(UsageError, match=f"--convolutions {convolutions} without --compile; found {found}"):
+        machine.choose_convolutions(convolutions.split()[0], device, precision, compiled=compiled)
 
 
 def test_what_needs_a_gpu_is_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,8 +88,9 @@ PROTOCOLS = {
     p.name: p
     for p in (
         Protocol("short", 10_000, 10, "10,000 training images, the same for all, 10 epochs (1,000 steps)"),
-        # A decay chosen over 500 steps is no choice for 15,000. With BP's rate of 0.01 this is the usual product of the
-        # two, 5e-5 (He et al., 2016: 0.1 and 5e-4 or less).
+        # A decay chosen over 500 steps is no choice for 5,000 or 15,000. With BP's rate of 0.01 this is the usual
+        # product of the two, 5e-5 (He et al., 2016: 0.1 and 5e-4 or less).
+        Protocol("medium", None, 10, "all 50,000 training images, 10 epochs (5,000 steps)", decay=5e-3),
         Protocol("full", None, 30, "all 50,000 training images, 30 epochs (15,000 steps)", decay=5e-3),
     )
 }
@@ -202,7 +203,7 @@ def _controls(protocol: Protocol) -> Iterator[Entry]:
 
 
 def _small_data(protocol: Protocol) -> Iterator[Entry]:
-    """The same number of steps on fewer images; and of few, with batch, rate and decay of their own search."""
+    """As many steps on fewer images; and on few twice as many, with batch, rate and decay of a search of their own."""
     for size in SMALL_SIZES:
         for arm in SMALL_ARMS:
             title = f"{ARMS[arm][0]}, {size:,} images"
@@ -210,7 +211,7 @@ def _small_data(protocol: Protocol) -> Iterator[Entry]:
     for size in SMALL_TUNED:
         for arm, (batch, rate, decay) in SMALL_TUNED[size].items():
             title = f"{ARMS[arm][0]}, {size:,} images, tuned for them"
-            settings = _searched(protocol, size, arm, batch, rate, decay)
+            settings = _searched(protocol, size, arm, batch, rate, decay, times=2)
             yield f"small-tuned/{size}/{arm}", title, settings, None
 
 
@@ -267,16 +268,18 @@ def small_sweep_name(size: int, arm: str, batch: int, rate: float, decay: float)
     return f"small-sweep/{size}/{arm}/b{batch}-lr{rate:g}-wd{decay:g}"
 
 
-def _searched(protocol: Protocol, size: int, arm: str, batch: int, rate: float, decay: float) -> dict[str, Any]:
-    """Small data in small batches, at twice the steps of the other runs."""
-    settings = ARMS[arm][1] | _of_size(protocol, size, batch, times=2) | {"lr": rate, "weight_decay": decay}
+def _searched(
+    protocol: Protocol, size: int, arm: str, batch: int, rate: float, decay: float, times: float
+) -> dict[str, Any]:
+    """Few images at these settings, for `times` the protocol's steps."""
+    settings = ARMS[arm][1] | _of_size(protocol, size, batch, times) | {"lr": rate, "weight_decay": decay}
     return _settings(protocol, **settings)
 
 
 def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
-    """Small data want small batches and a large weight decay (Brigato et al., 2021)."""
+    """Small data want small batches and a large weight decay (Brigato et al., 2021). At half the length, again."""
     for size, arm, (batch, rate, decay) in itertools.product(SMALL_TUNED, SMALL_ARMS, small_sweep_points()):
-        settings = _searched(protocol, size, arm, batch, rate, decay) | {"validate": HELD_OUT}
+        settings = _searched(protocol, size, arm, batch, rate, decay, times=1) | {"validate": HELD_OUT}
         title = f"{ARMS[arm][0]}, {size:,} images, batch {batch}, rate {rate:g}, decay {decay:g}"
         yield small_sweep_name(size, arm, batch, rate, decay), title, settings, None
 

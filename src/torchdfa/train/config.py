@@ -19,7 +19,7 @@ Layers = Literal["head", "all"]
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
-Convolutions = Literal["auto", "torch", "winograd"]
+Convolutions = Literal["auto", "torch", "winograd", "im2col"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model": get_args(Model),

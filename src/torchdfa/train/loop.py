@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.errors import RunError
-from torchdfa.train import checkpoint, models, runs, winograd
+from torchdfa.train import checkpoint, im2col, models, runs, winograd
 from torchdfa.train.batches import Batches
 from torchdfa.train.config import TrainConfig, learning_rate
 from torchdfa.train.datasets import Data
@@ -48,6 +48,8 @@ class Trainer:
         self.net = build(config, data)
         if convolutions == "winograd":
             winograd.use_(self.net)
+        elif convolutions == "im2col":
+            im2col.use_(self.net)
         groups = parameter_groups(self.net, config.conv_lr_factor)
         sgd = torch.optim.SGD(groups, config.base_lr, config.momentum, weight_decay=config.weight_decay)
         model: Any = torch.compile(self.net) if config.compile else self.net

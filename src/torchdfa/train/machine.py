@@ -99,17 +99,22 @@ def resolve(config: TrainConfig) -> Resolved:
 
 
 def choose_convolutions(convolutions: str, device: str, precision: str, *, compiled: bool = False) -> str:
-    """ "torch" or "winograd"; "auto" takes Winograd's algorithm where it was measured to be the faster one.
+    """ "torch", "winograd" or "im2col"; "auto" takes the one that was measured to be the fastest.
 
-    That is fp32 on a CPU with AVX2 and without AVX-512: a third of the time of a VGG-16 step (docs, decisions).
+    On a CPU with AVX2 and without AVX-512 that is Winograd's algorithm in fp32, a third of the time of a VGG-16 step;
+    on one with AMX it is im2col in bf16, less than half (docs, decisions). Elsewhere it is torch.
     """
-    possible = device == "cpu" and precision == "fp32" and not compiled
-    if convolutions == "winograd" and not possible:
+    on_cpu = device == "cpu" and not compiled
+    possible = {"winograd": on_cpu and precision == "fp32", "im2col": on_cpu and precision != "fp16"}
+    if not possible.get(convolutions, True):
+        where = "for --precision fp32 on a CPU" if convolutions == "winograd" else "for a CPU"
         raise UsageError(
-            "--convolutions winograd is for --precision fp32 on a CPU without --compile; found "
+            f"--convolutions {convolutions} is {where} without --compile; found "
             f"{precision} on {device}{' with --compile' if compiled else ''}; take --convolutions auto"
         )
     if convolutions != "auto":
         return convolutions
     flags = cpu_info()["cpu_flags"]
-    return "winograd" if possible and "avx2" in flags and "avx512f" not in flags else "torch"
+    if possible["winograd"] and "avx2" in flags and "avx512f" not in flags:
+        return "winograd"
+    return "im2col" if possible["im2col"] and precision == "bf16" and "amx_bf16" in flags else "torch"

@@ -7,7 +7,7 @@ it has none. The result is that of ``nn.Conv2d`` but for rounding (1e-6 of its n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +23,21 @@ LEAST_CHANNELS = 64
 def use_(model: nn.Module) -> int:
     """Let those convolutions of the model that gain by it run this way; returns how many they are.
 
-    Parameters, buffers and names stay as they are. Concerned are 3x3 convolutions of stride 1 with a border of one
-    zero, no groups or dilation, and at least `LEAST_CHANNELS` input channels.
+    Parameters, buffers and names stay as they are. Concerned are those that `is_3x3` names, with at least
+    `LEAST_CHANNELS` input channels.
     """
-    found = [module for module in model.modules() if _gains(module)]
+    found = [module for module in model.modules() if is_3x3(module) and module.in_channels >= LEAST_CHANNELS]
     for module in found:
         module.__class__ = WinogradConv2d
     return len(found)
 
 
-def _gains(module: nn.Module) -> bool:
+def is_3x3(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether it is a 3x3 convolution of stride 1 with a border of one zero, and no groups or dilation."""
     return (
         type(module) is nn.Conv2d
         and (module.kernel_size, module.stride, module.dilation) == ((3, 3), (1, 1), (1, 1))
         and (module.padding, module.padding_mode, module.groups) == ((1, 1), "zeros", 1)
-        and module.in_channels >= LEAST_CHANNELS
     )
 
 
