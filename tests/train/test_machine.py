@@ -81,7 +81,7 @@ def test_convolutions_are_refused_where_they_do_not_run(
     convolutions: str, device: str, precision: str, compiled: bool, found: str
 ) -> None:
     with pytest.raises(UsageError, match=f"--convolutions {convolutions} without --compile; found {found}"):
-        machine.choose_convolutions(convolutions.split()[0], device, precision, compiled=compiled)
+        machine.choose_convolutions(convolutions.split(maxsplit=1)[0], device, precision, compiled=compiled)
 
 
 def test_what_needs_a_gpu_is_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
