@@ -5,9 +5,9 @@
 Both loops train the same network at the same precision and batch size, in turns within one process, so that whatever
 else the machine does falls on both. The bare loop has its batches ready as floats on the device and counts nothing;
 ours gathers and normalises uint8 images, counts loss and hits, watches for divergence and signals. A third loop, fp32
-with torch's default memory layout, is what one writes first; in fp32 on a CPU a fourth is ours with Winograd's
-convolutions. Run it on an otherwise idle machine; the load average
-before and after is in the record.
+with torch's default memory layout, is what one writes first; on a CPU a fourth is ours with other convolutions:
+Winograd's in fp32, im2col in bf16. Run it on an otherwise idle machine; the load average before and after is in the
+record.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torchdfa.train.loop import Trainer, model_args
 from torchdfa.train.progress import Display
 from torchdfa.train.stop import StopSignals
 
+OTHER_CONVOLUTIONS = {"fp32": "winograd", "bf16": "im2col"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -98,8 +99,9 @@ def measure(config: TrainConfig, *, size: int, channels: int, steps: int, rounds
         "bare": bare_loop(config, data, DTYPES[precision], torch.channels_last),
         "first": bare_loop(config, data, torch.float32, torch.contiguous_format),
     }
-    if (device, precision) == ("cpu", "fp32"):
-        loops["winograd"] = our_loop(replace(plain, convolutions="winograd"), data)
+    other = OTHER_CONVOLUTIONS[precision] if device == "cpu" else None
+    if other:
+        loops[other] = our_loop(replace(plain, convolutions=other), data)
     for loop in loops.values():
         loop()
     load_before = os.getloadavg()
@@ -110,9 +112,7 @@ def measure(config: TrainConfig, *, size: int, channels: int, steps: int, rounds
     median = {name: statistics.median(values) for name, values in times.items()}
     images = {name: round(config.batch_size / seconds, 2) for name, seconds in median.items()}
     ratios = _ratios(times["ours"], times["bare"])
-    of_winograd = (
-        {"torch_over_winograd": _spread(_ratios(times["ours"], times["winograd"]))} if "winograd" in times else {}
-    )
+    of_other = {f"torch_over_{other}": _spread(_ratios(times["ours"], times[other]))} if other else {}
     return {
         "bench": "step_overhead",
         "model": config.model,
@@ -124,7 +124,7 @@ def measure(config: TrainConfig, *, size: int, channels: int, steps: int, rounds
         "ratio_of_medians": round(median["ours"] / median["bare"], 4),
         "median_ratio": _spread(ratios)[1],
         "p20_p80_ratio": _spread(ratios)[::2],
-        **of_winograd,
+        **of_other,
         "milliseconds_a_step": {name: round(1000 * seconds, 3) for name, seconds in median.items()},
         "images_per_second": {"fp32_default_layout": images["first"], "bare": images["bare"], "ours": images["ours"]},
         "load_average": {"before": load_before, "after": os.getloadavg()},

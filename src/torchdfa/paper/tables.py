@@ -139,7 +139,7 @@ def small_sweep(found: Collection) -> Table:
         rows.append((*(f"{value:g}" for value in point), *(_top(found.all(recipe), "top1") for recipe in own)))
     titles = (f"{ARMS[arm][0]}, {size:,} images" for size, arm in columns)
     header = ("batch", "learning rate", "weight decay", *titles)
-    title = f"Sweep of small data, {found.protocol.name}, twice the steps: top-1 % on held-out training images"
+    title = f"Sweep of small data, {found.protocol.name}: top-1 % on held-out training images"
     return Table("small-sweep", title, header, tuple(rows), found.missing(recipes))
 
 
