@@ -123,7 +123,7 @@ class Tracker:
         self._rest(began, before)
         return self.box
 
-    def forward_test(
+    def track(
         self, img_files: Seq[str], box: Any, visualize: bool = False
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What the got10k toolkit calls: boxes (n, 4) and seconds (n,) over a list of image files."""
@@ -136,6 +136,8 @@ class Tracker:
                 self.update(file)
             boxes[k], times[k] = self.box, time.perf_counter() - began
         return boxes, times
+
+    forward_test = track  # its name in the toolkit's repository; the release 0.1.3 says track
 
     # ------------------------------------------------------------------ its parts
 
