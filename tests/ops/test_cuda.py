@@ -76,7 +76,7 @@ def assert_propagates(found: Tensor, error: Tensor, bits: Tensor, n: int) -> Non
 
 def _interpreter_loops() -> bool:
     """Triton 3.6's interpreter takes the bound of a loop from an array of one element, which NumPy 2.4 refuses."""
-    return find_spec("triton") is not None and (Version(version("triton")) >= Version("3.7") or NUMPY < Version("2.4"))
+    return find_spec("triton") is not None and (Version(version("triton")) >= Version("3.7") or Version("2.4") > NUMPY)
 
 
 @needs_triton
