@@ -63,6 +63,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 SWEPT = {**ARMS, **CONTROLS, **OTHERS}
 SWEEP_RATES, SWEEP_DECAYS = (0.001, 0.003, 0.01, 0.03), (5e-4, 5e-3, 2e-2)
 # Where the convolutions' steps are 16 times as large or more: raw +-1 feedback diverges at 0.003.
+LARGE_STEPS = ("cbdfa-unit", "bp-conv-rate-unit", "cbdfa-random-unit")
 LOW_SWEEP_RATES = (0.0001, 0.0003, 0.001, 0.003)
 SMALL_SIZES = (1000, 5000, 10_000, 50_000)
 SMALL_SWEEP_RATES: dict[int, tuple[float, ...]] = {10: (0.001, 0.003), 50: (0.003, 0.01)}  # by batch size
@@ -255,7 +256,7 @@ def _sweep(protocol: Protocol) -> Iterator[Entry]:
 
 def sweep_rates(arm: str) -> tuple[float, ...]:
     """The learning rates that are tried for an arm."""
-    return LOW_SWEEP_RATES if arm.endswith("-unit") else SWEEP_RATES
+    return LOW_SWEEP_RATES if arm in LARGE_STEPS else SWEEP_RATES
 
 
 def sweep_name(arm: str, rate: float, decay: float) -> str:
