@@ -63,7 +63,8 @@ class _Conv3x3(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:  # a convolution too, by the kernels turned round
-            turned = weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, ctx.channels)
+            taps = _channels_last(weight).flatten(1, 2)
+            turned = torch.cat([taps[:, tap] for tap in reversed(range(9))])
             grad_x = _maps(_neighbourhoods(grad) @ turned, grad)
         if ctx.needs_input_grad[1]:
             kernels = _channels_last(grad).flatten(0, 2).t() @ rows

@@ -51,7 +51,7 @@ class Trainer:
         elif convolutions == "im2col":
             im2col.use_(self.net)
         groups = parameter_groups(self.net, config.conv_lr_factor)
-        sgd = torch.optim.SGD(groups, config.base_lr, config.momentum, weight_decay=config.weight_decay)
+        sgd = torch.optim.SGD(groups, config.base_lr, config.momentum, weight_decay=config.weight_decay, fused=True)
         model: Any = torch.compile(self.net) if config.compile else self.net
         self.model, self.optimizer = fabric.setup(model, sgd)
         self.generator = torch.Generator().manual_seed(config.seed)
