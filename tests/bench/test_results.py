@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,20 @@ def test_results_name_their_machine() -> None:
     for result in RESULTS.values():
         assert result["kernel"] == "avx2"
         assert {"cpu", "cpu_flags", "torch", "threads"} <= set(result["machine"])
+
+
+def test_products_with_avx512_are_results() -> None:
+    found = {
+        (r["kernel"], r["case"]): dict(ratios(r))["dense / sign_mm"]
+        for line in (ROOT / "benchmarks" / "results" / "kernels_xeon.jsonl").read_text(encoding="utf-8").splitlines()
+        if (r := json.loads(line))
+    }
+    shown = re.findall(r"^\| (\([\d,]+\)) \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)
+    assert len(shown) == 11
+    for case, *cells in shown:
+        for kernel, text in zip(("avx2", "avx512"), cells, strict=True):
+            median, low, high = (f"{found[kernel, case][key]:.2f}" for key in ("median", "p20", "p80"))
+            assert text == f"{median} ({low} to {high})"
 
 
 UPDATES = {(r["bench"], r["case"]): r for r in latest(ROOT / "benchmarks" / "results" / "updates.jsonl")}

@@ -78,7 +78,7 @@ def test_every_path_row_and_thread_gives_the_same_bits() -> None:
     """The sums are float32 additions in one order, whatever computes them beside each other."""
     error, bits = case(37, 333, 5000)
     whole = PATHS[0].product(error, bits, 5000, 1)
-    for path in (p for p in PATHS if p.path != "amx"):  # which adds products of tiles
+    for path in PATHS:
         for threads in (1, 2, 3):
             assert torch.equal(path.product(error, bits, 5000, threads), whole)
         assert torch.equal(torch.cat([path.product(row[None], bits, 5000, 1) for row in error]), whole)
@@ -96,7 +96,7 @@ def test_strided_error_and_bits(path: cpu.Kernel) -> None:
     by_column = bits.T.contiguous().T
     assert torch.equal(path.product(error, by_column, 700, 1), path.product(error, bits, 700, 1))
     same = error[:1].expand(5, -1)
-    assert torch.equal(path.product(same, bits, 700, 1), path.product(same.contiguous(), bits, 700, 1))
+    assert torch.equal(path.product(same, bits, 700, 1)[4:], path.product(error[:1], bits, 700, 1))
 
 
 def test_padding_bits_are_ignored(path: cpu.Kernel) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchdfa.bits import packed_width, unpack
 from torchdfa.ops.build import VARIABLE, Loader, NoKernelError, library, one_openmp, open_library
 
-SOURCES = ("sign_mm_bits.c", "sign_mm_lookup.c", "sign_mm_registers.c", "sign_mm_tiles.c", "sign_mm.c")
+SOURCES = ("sign_mm_bits.c", "sign_mm_lookup.c", "sign_mm_registers.c", "sign_mm.c")
 # Below these unpacking the signs and torch's matrix product are as quick.
 _SMALLEST, _NARROWEST = 2**12, 256  # weights, columns
 # Multiply-adds that a thread must have before it is worth waking.
@@ -72,7 +72,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def paths(opened: ctypes.CDLL) -> list[Kernel]:
-    """What of the library this processor runs, best first; after "portable" those that are taken only by name."""
+    """What of the library this processor runs, best first."""
     openmp = bool(opened.torchdfa_openmp()) and one_openmp()
     names: list[str] = []
     while (name := opened.torchdfa_path(len(names))) is not None:

@@ -1,7 +1,7 @@
 /* The paths, of which one is chosen at run time by what the processor has, and what ctypes calls.
 
-   -DTORCHDFA_EMULATE compiles those of sign_mm_registers.c and sign_mm_tiles.c for any processor, to test them.
-   -DTORCHDFA_PLAIN leaves them out, for assemblers that do not know their instructions. */
+   -DTORCHDFA_EMULATE compiles that of sign_mm_registers.c for any processor, to test it.
+   -DTORCHDFA_PLAIN leaves it out, for assemblers that do not know its instructions. */
 typedef int (*Part)(const Product *, int64_t, int64_t);
 static int always(void) { return 1; }
 static int part_portable(const Product *p, int64_t n0, int64_t n1) { return look_up(p, n0, n1, 8); }
@@ -34,27 +34,7 @@ static int has_avx512(void) {
 #endif
 #endif
 
-#ifdef TILES
-TARGET(AVX512) static int part_amx(const Product *p, int64_t n0, int64_t n1) {
-    return p->m <= 2 ? part_avx512(p, n0, n1) : multiply_tiles(p, n0, n1);
-}
-#ifdef TORCHDFA_EMULATE
-#define has_amx always
-#else
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-/* Linux lends a process the tiles only after it asked: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA. */
-static int has_amx(void) {
-    unsigned a, b, c, d = 0;
-    const unsigned bf16 = 1u << 22, tile = 1u << 24;
-    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bf16) && (d & tile)
-        && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-}
-#endif
-#endif
-
-/* Best first; after the one that always runs, those that are taken only by name. */
+/* Best first. */
 static const struct { const char *name; int (*runs)(void); Part part; } PATHS[] = {
 #if defined(REGISTERS) && !defined(TORCHDFA_PLAIN)
     {"avx512", has_avx512, part_avx512},
@@ -63,9 +43,6 @@ static const struct { const char *name; int (*runs)(void); Part part; } PATHS[] 
     {"avx2", has_avx2, part_avx2},
 #endif
     {"portable", always, part_portable},
-#ifdef TILES
-    {"amx", has_amx, part_amx},
-#endif
 };
 
 /* Name of path i, "" where this processor cannot run it, NULL after the last. */
