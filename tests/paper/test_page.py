@@ -147,9 +147,10 @@ def test_the_tables_in_the_docs_are_those_of_the_result_files(name, file):
     assert (DOCS / file).read_bytes() == to_csv(table.header, table.rows)
 
 
-def test_table_1_of_all_images_in_the_docs_is_that_of_the_result_files():
-    table = tables.TABLES["1"](collection.collect("full", None))
-    assert (DOCS / "table-1-full.csv").read_bytes() == to_csv(table.header, table.rows)
+@pytest.mark.parametrize("protocol", ["medium", "full"])
+def test_table_1_of_all_images_in_the_docs_is_that_of_the_result_files(protocol):
+    table = tables.TABLES["1"](collection.collect(protocol, None))
+    assert (DOCS / f"table-1-{protocol}.csv").read_bytes() == to_csv(table.header, table.rows)
 
 
 def test_every_figure_of_the_readme_is_one_of_the_tables():
