@@ -64,7 +64,7 @@ def test_list_names_recipes_and_runs(here, capsys):
         (["run", "table3"], "no recipe matches 'table3'; did you mean"),
         (["run", "table1/cifar10/bp", "--data-dir", "nowhere"], "cifar10 was not found in"),
         (["run", "--hours", "-1", "--data-dir", "nowhere"], "--hours must be a positive number"),
-        (["run", "--protocol", "long"], "--protocol must be one of short, full; got 'long'"),
+        (["run", "--protocol", "long"], "--protocol must be one of short, medium, full; got 'long'"),
         (["page", "--out", "page.pdf"], "--out must name a .html file; got page.pdf"),
         (["add", "nowhere"], "nowhere is not a run folder"),
         (["duplicates", "mnist"], "data must be cifar10 or cifar100; got 'mnist'"),
