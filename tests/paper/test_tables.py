@@ -130,7 +130,7 @@ def test_runs_that_kept_no_single_images_have_dashes_there(shipped):
 
 
 def test_wrong_protocol():
-    with pytest.raises(UsageError, match="--protocol must be one of short, full; got 'long'"):
+    with pytest.raises(UsageError, match="--protocol must be one of short, medium, full; got 'long'"):
         collection.collect("long", None)
 
 
