@@ -42,7 +42,7 @@ from torchdfa.train.config import TrainConfig, learning_rate, reconcile
         ("epochs", "3", "--epochs must be of type int; got '3'"),
         ("seed", True, "--seed must be of type int; got True"),
         ("augment", 1, "--augment must be of type bool; got 1"),
-        ("convolutions", "fft", "--convolutions must be one of auto, torch, winograd; got 'fft'"),
+        ("convolutions", "fft", "--convolutions must be one of auto, torch, winograd, im2col; got 'fft'"),
         ("precision", "int8", "--precision must be one of auto, fp32, bf16, fp16; got 'int8'"),
     ],
 )
