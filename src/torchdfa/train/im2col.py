@@ -1,4 +1,4 @@
-"""3x3 convolutions of small maps by two matrix products, for CPUs whose own are slow on them.
+"""3x3 convolutions of small maps by matrix products, for CPUs whose own are slow on them.
 
 Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document Processing" (2006): the 3x3
 neighbourhood of each pixel becomes a row ("im2col"), and output and both gradients are matrix products of these rows.

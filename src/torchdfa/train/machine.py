@@ -102,7 +102,7 @@ def choose_convolutions(convolutions: str, device: str, precision: str, *, compi
     """ "torch", "winograd" or "im2col"; "auto" takes the one that was measured to be the fastest.
 
     On a CPU with AVX2 and without AVX-512 that is Winograd's algorithm in fp32, a third of the time of a VGG-16 step;
-    on one with AMX it is im2col in bf16, less than half (docs, decisions). Elsewhere it is torch.
+    on one with AMX it is im2col in bf16, about half (docs, decisions). Elsewhere it is torch.
     """
     on_cpu = device == "cpu" and not compiled
     possible = {"winograd": on_cpu and precision == "fp32", "im2col": on_cpu and precision != "fp16"}
