@@ -161,6 +161,14 @@ def test_every_figure_of_the_readme_is_one_of_the_tables():
         assert f",{top1} (n={n})," in cells
 
 
+def test_the_readme_s_figures_of_all_images_are_those_of_the_table():
+    readme, table = (DOCS.parents[2] / "README.md").read_text(), (DOCS / "table-1-medium.csv").read_text()
+    found = re.search(r"ahead: ([\d.]+) % against ([\d.]+) % \(CBDFA Eq\. 9\) and ([\d.]+) % \(CDFA Eq\. 7\)", readme)
+    assert found is not None
+    for arm, top1 in zip(("BP", "CBDFA Eq. (9)", "CDFA Eq. (7)"), found.groups(), strict=True):
+        assert re.search(rf"^CIFAR-10,{re.escape(arm)},[\d.]+,{top1} \(n=1\),", table, re.M)
+
+
 def test_the_ratio_in_the_controls_is_the_one_that_was_measured():
     from torchdfa.paper.recipes import MATCH_RATIO
 
