@@ -20,7 +20,7 @@ from track.small import CROP, FEW, network, write_sequences
 from track.small import experiment as small_experiment
 
 NAMES = ("Dog", "Girl")
-ONE = {"rules": ("bdfa",), "seeds": (0,), "sequences": ("Dog",)}
+ONE = {"rules": ("bdfa",), "seeds": 1, "sequences": ("Dog",)}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def small(monkeypatch):
 
 def experiment(data, out, **options):
     # A batch of 32 has 8 positives, as FEW.
-    return small_experiment(data, out, **({"batches": (32,), "seeds": (0, 1)} | options))
+    return small_experiment(data, out, **({"batches": (32,), "seeds": 2} | options))
 
 
 def test_every_tracker_runs_every_sequence_once(data, small, tmp_path):
@@ -109,7 +109,7 @@ def test_two_runs_do_not_share_a_folder(data, small, tmp_path):
 
 
 def test_results_of_another_tracker_are_not_mixed(data, small, tmp_path):
-    one = {"rules": ("bp",), "seeds": (0,), "sequences": ("Dog",)}
+    one = {"rules": ("bp",), "seeds": 1, "sequences": ("Dog",)}
     list(run(experiment(data, tmp_path, **one, frames=3)))
     with pytest.raises(UsageError, match="another tracker"):
         run(experiment(data, tmp_path, **one, frames=4))
@@ -127,7 +127,12 @@ def test_names_say_what_differs():
     assert name(preset="paper", rule="dfa") == "dfa-paper-b128-s0"
 
 
-@pytest.mark.parametrize("options", [{"frames": 1}, {"rules": ()}, {"seeds": (0, 0)}, {"batches": (1,)},
+def test_seed_0_of_all_trackers_comes_first(data, tmp_path):
+    names = list(experiment(data, tmp_path, batches=(32, 8)).configs())
+    assert names == [f"{rule}-b{batch}-s{seed}" for seed in (0, 1) for batch in (32, 8) for rule in ("bp", "bdfa")]
+
+
+@pytest.mark.parametrize("options", [{"frames": 1}, {"rules": ()}, {"seeds": 0}, {"batches": (1,)},
                                      {"rules": ("hebb",)}, {"sequences": ("Elephant",)},
                                      {"options": (("rule", "bp"),)}, {"options": (("batch", 8),)}])  # fmt: skip
 def test_wrong_experiments_are_refused_before_anything_runs(data, tmp_path, options):
@@ -218,7 +223,7 @@ def test_lengths_that_differ_can_be_accepted_where_one_runs_and_plays(data, smal
     write_sequences(tmp_path / "otb", ("Dog",), 6)
     truth = tmp_path / "otb" / "Dog" / "groundtruth_rect.txt"
     truth.write_text("".join(truth.read_text().splitlines(keepends=True)[:4]))
-    one = {"rules": ("bp",), "seeds": (0,)}
+    one = {"rules": ("bp",), "seeds": 1}
     with pytest.raises(UsageError, match="pass --truncate"):
         run(experiment(tmp_path / "otb", tmp_path / "r", **one))
     (outcome,) = run(experiment(tmp_path / "otb", tmp_path / "r", truncate=True, **one))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import time
 import warnings
@@ -50,7 +51,7 @@ class Experiment:
     sequences: tuple[str, ...] | None = None
     rules: tuple[str, ...] = ("bp", "bdfa")
     batches: tuple[int, ...] = (128,)
-    seeds: tuple[int, ...] = (0,)
+    seeds: int = 1  # seeds 0 to `seeds` - 1
     preset: str = "pymdnet"
     options: tuple[tuple[str, Any], ...] = ()
     frames: int | None = None
@@ -61,7 +62,9 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 2:
             raise UsageError(f"--frames must be at least 2, the first being given; got {self.frames}")
-        for flag, values in (("rule", self.rules), ("batch", self.batches), ("seeds", self.seeds)):
+        if self.seeds < 1:
+            raise UsageError(f"--seeds must be at least 1; got {self.seeds}")
+        for flag, values in (("rule", self.rules), ("batch", self.batches)):
             each_once(flag, values)
         for name, _ in self.options:
             if name in ("rule", "batch", "seed", "preset"):
@@ -72,14 +75,11 @@ class Experiment:
         return self.out / (f"{self.version}-forced" if self.forced else self.version)
 
     def configs(self) -> dict[str, TrackerConfig]:
-        """Settings of each tracker by its name."""
+        """Settings of each tracker by its name; seed 0 of all first: where the time ends, seeds are what is missing."""
         found = {}
-        for batch in self.batches:
-            for rule in self.rules:
-                for seed in self.seeds:
-                    options = dict(self.options) | {"rule": rule, "seed": seed}
-                    config = preset(self.preset, batch=batch, **options)
-                    found[name_of(config)] = config
+        for seed, batch, rule in itertools.product(range(self.seeds), self.batches, self.rules):
+            config = preset(self.preset, batch=batch, **dict(self.options) | {"rule": rule, "seed": seed})
+            found[name_of(config)] = config
         return found
 
 

@@ -48,7 +48,7 @@ def otb_run(
     out: Out = Path("results"),
     rule: Rule = "bp,bdfa",
     batch: Annotated[str, Flag(help="examples a step; several with commas")] = "128",
-    seeds: Annotated[str, Flag(help="numbers with commas")] = "0",
+    seeds: Annotated[int, Flag(help="of each tracker: seeds 0, 1, ...")] = 1,
     weights: Weights = None,
     set_: Set = "OTB-100",
     sequences: Sequences = None,
@@ -83,7 +83,7 @@ def otb_run(
     options |= settings(option, {*options, "rule", "batch", "seed", "preset", "threads"})
     experiment = Experiment(
         data, out, weights, set_, None if sequences is None else tuple(names(sequences)), tuple(names(rule)),
-        numbers("--batch", batch), numbers("--seeds", seeds), preset, tuple(options.items()), frames, missing, forced,
+        numbers("--batch", batch), seeds, preset, tuple(options.items()), frames, missing, forced,
         truncate,
     )  # fmt: skip
     if weights is None:
