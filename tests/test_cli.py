@@ -103,6 +103,15 @@ def test_a_failure_is_one_sentence_and_code_1(
     assert run(capsys, "train") == (1, "", "torchdfa: no space\n")
 
 
+def test_a_network_beyond_memory_is_one_sentence_and_leaves_no_folder(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    code, out, err = run(capsys, "train", "--rule", "bp", "--out", "run", "--fc-width", str(10**13))
+    assert (code, out) == (1, "")
+    assert err.startswith("torchdfa: not enough memory (")
+    assert not (here / "run").exists()
+
+
 def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError

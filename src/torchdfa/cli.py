@@ -49,8 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
             message = error.format_message().rstrip(".")  # none where a group without a command has shown its help
             command = getattr(getattr(error, "ctx", None), "command_path", None) or "torchdfa"
             return _say(f"{message}; see '{command} --help'", 2) if message else 2
+        if _is_of_memory(error):
+            return _say(f"not enough memory ({str(error).strip().splitlines()[0]}); take less at once", 1)
         raise
     return int(code or 0)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether NumPy, torch on a GPU or torch on a CPU, which has no class for it, could get no more."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in ("can't allocate memory", "out of memory"))
+    )
 
 
 def _say(message: object, code: int) -> int:

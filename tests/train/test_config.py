@@ -32,6 +32,7 @@ from torchdfa.train.config import TrainConfig, learning_rate, reconcile
         ("validate", 1.0, "--validate must be a fraction, 0 <= validate < 1; got 1.0"),
         ("layers", "some", "--layers must be one of head, all; got 'some'"),
         ("fc_layers", 0, "--fc-layers must be at least 1; got 0"),
+        ("fc_layers", 1, "--fc-layers must be at least 2 with --rule bdfa, or take --layers all; got 1"),
         ("dropout", 1.0, "--dropout must lie in 0 <= dropout < 1; got 1.0"),
         ("conv_lr_factor", 0.0, "--conv-lr-factor must be a positive number; got 0.0"),
         ("test_every", 0, "--test-every must be at least 1; got 0"),

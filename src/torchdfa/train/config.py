@@ -157,6 +157,8 @@ def _check_numbers(config: TrainConfig) -> None:
     _require(_scale_is_right(config.scale), "scale", f"be a positive number or one of {', '.join(SCALES)}", config)
     whole_head = not config.fixed_output or config.fc_layers == 1 or config.rule == "frozen"
     _require(whole_head, "fixed_output", "go with --fc-layers 1 or --rule frozen: nothing of the head learns", config)
+    concerned = config.rule == "bp" or config.layers == "all" or config.fc_layers > 1
+    _require(concerned, "fc_layers", f"be at least 2 with --rule {config.rule}, or take --layers all", config)
 
 
 def _scale_is_right(scale: Any) -> bool:

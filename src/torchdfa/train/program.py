@@ -76,7 +76,7 @@ def train_all(
             runs.create(folder)
     try:
         data = _prepare(configs, launched[0])
-    except (UsageError, ConversionError):
+    except Exception:
         for folder in folders if launched[0].is_global_zero else ():
             runs.discard(folder)
         raise
