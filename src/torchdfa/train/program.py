@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 
 import torchdfa
-from torchdfa.errors import ConversionError, RunError, UsageError
+from torchdfa.errors import RunError, UsageError
 from torchdfa.train import checkpoint, datasets, machine, runs
 from torchdfa.train.config import TrainConfig, reconcile
 from torchdfa.train.finish import finish
