@@ -13,12 +13,8 @@ import pytest
 from torchdfa.cli import main
 from torchdfa.track import synthetic
 from torchdfa.track.boxfile import read_boxes
+from track.small import QUICK
 
-# Few samples, so that the network of the paper takes seconds on a small computer.
-QUICK = {
-    "first_positives": 8, "first_negatives": 16, "mined": 16, "candidates": 12, "regress_samples": 12,
-    "frame_positives": 4, "frame_negatives": 8, "first_iterations": 3, "iterations": 2,
-}  # fmt: skip
 OPTIONS = [part for name, value in QUICK.items() for part in ("--option", f"{name}={value}")]
 FLAGS = ["--threads", "1", "--precision", "fp32", *OPTIONS]
 

@@ -22,6 +22,11 @@ FEW = {
     "frame_positives": 10, "frame_negatives": 30, "positives": 8, "negatives": 24, "first_iterations": 20,
     "iterations": 5, "threads": 1, "long_interval": 4,
 }  # fmt: skip
+# So few samples that the network of the paper takes seconds on a small computer.
+QUICK = {
+    "first_positives": 8, "first_negatives": 16, "mined": 16, "candidates": 12, "regress_samples": 12,
+    "frame_positives": 4, "frame_negatives": 8, "first_iterations": 3, "iterations": 2,
+}  # fmt: skip
 
 
 class Features(nn.Module):
