@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -145,6 +146,17 @@ def test_the_legend_names_the_arms_of_every_panel_with_their_runs_in_each(found,
 def test_the_tables_in_the_docs_are_those_of_the_result_files(name, file):
     table = tables.TABLES[name](collection.collect("short", None))
     assert (DOCS / file).read_bytes() == to_csv(table.header, table.rows)
+
+
+def test_the_near_duplicates_of_a_list_are_left_out_of_the_same_runs():
+    ours, listed = (
+        [
+            (row["data"], row["arm"], row["all: top-1 %"], row["recipe"])
+            for row in csv.DictReader(file.read_text().splitlines())
+        ]
+        for file in (DOCS / "duplicates.csv", DOCS / "duplicates-listed.csv")
+    )
+    assert ours == listed
 
 
 @pytest.mark.parametrize("protocol", ["medium", "full"])
