@@ -150,12 +150,10 @@ def test_the_tables_in_the_docs_are_those_of_the_result_files(name, file):
 
 def test_the_near_duplicates_of_a_list_are_left_out_of_the_same_runs():
     ours, listed = (
-        [
-            (row["data"], row["arm"], row["all: top-1 %"], row["recipe"])
-            for row in csv.DictReader(file.read_text().splitlines())
-        ]
-        for file in (DOCS / "duplicates.csv", DOCS / "duplicates-listed.csv")
+        [[line[0], line[1], line[2], line[-1]] for line in csv.reader((DOCS / name).read_text().splitlines())]
+        for name in ("duplicates.csv", "duplicates-listed.csv")
     )
+    assert len(ours) == 9
     assert ours == listed
 
 
