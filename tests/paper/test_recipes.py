@@ -90,12 +90,12 @@ def test_rate_and_decay_are_the_best_of_the_sweep_that_comes_with_the_package():
         assert chosen == max(tops, key=tops.__getitem__), arm
 
 
-def test_small_data_in_small_batches_takes_twice_the_steps():
+def test_small_data_in_small_batches_takes_as_many_steps():
     for size, arms in SMALL_TUNED.items():
         for arm, (batch, rate, decay) in arms.items():
             config = SHORT[f"small-tuned/{size}/{arm}"].config(0)
             assert (config.batch_size, config.lr, config.weight_decay) == (batch, rate, decay)
-            assert config.epochs * size / batch == 2000
+            assert config.epochs * size / batch == 1000
 
 
 def test_small_data_takes_equal_steps():

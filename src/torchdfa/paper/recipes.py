@@ -204,7 +204,7 @@ def _controls(protocol: Protocol) -> Iterator[Entry]:
 
 
 def _small_data(protocol: Protocol) -> Iterator[Entry]:
-    """As many steps on fewer images; and on few twice as many, with batch, rate and decay of a search of their own."""
+    """As many steps on fewer images; on few also with the batch, rate and decay of a search of their own."""
     for size in SMALL_SIZES:
         for arm in SMALL_ARMS:
             title = f"{ARMS[arm][0]}, {size:,} images"
@@ -212,13 +212,13 @@ def _small_data(protocol: Protocol) -> Iterator[Entry]:
     for size in SMALL_TUNED:
         for arm, (batch, rate, decay) in SMALL_TUNED[size].items():
             title = f"{ARMS[arm][0]}, {size:,} images, tuned for them"
-            settings = _searched(protocol, size, arm, batch, rate, decay, times=2)
+            settings = _searched(protocol, size, arm, batch, rate, decay)
             yield f"small-tuned/{size}/{arm}", title, settings, None
 
 
-def _of_size(protocol: Protocol, size: int, batch: int = BATCH, times: float = 1) -> dict[str, Any]:
-    """So many images for as many steps as the protocol has, `times` over."""
-    steps = times * protocol.epochs * protocol.images / BATCH
+def _of_size(protocol: Protocol, size: int, batch: int = BATCH) -> dict[str, Any]:
+    """So many images for as many steps as the protocol has."""
+    steps = protocol.epochs * protocol.images / BATCH
     epochs = max(1, round(steps * batch / size))
     subset = None if size == 50_000 else size
     # Testing costs as much as training on a third of as many images: not after each of many short epochs.
@@ -269,18 +269,16 @@ def small_sweep_name(size: int, arm: str, batch: int, rate: float, decay: float)
     return f"small-sweep/{size}/{arm}/b{batch}-lr{rate:g}-wd{decay:g}"
 
 
-def _searched(
-    protocol: Protocol, size: int, arm: str, batch: int, rate: float, decay: float, times: float
-) -> dict[str, Any]:
-    """Few images at these settings, for `times` the protocol's steps."""
-    settings = ARMS[arm][1] | _of_size(protocol, size, batch, times) | {"lr": rate, "weight_decay": decay}
+def _searched(protocol: Protocol, size: int, arm: str, batch: int, rate: float, decay: float) -> dict[str, Any]:
+    """Few images at these settings."""
+    settings = ARMS[arm][1] | _of_size(protocol, size, batch) | {"lr": rate, "weight_decay": decay}
     return _settings(protocol, **settings)
 
 
 def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
-    """Small data want small batches and a large weight decay (Brigato et al., 2021). At half the length, again."""
+    """Small data want small batches and a large weight decay (Brigato et al., 2021)."""
     for size, arm, (batch, rate, decay) in itertools.product(SMALL_TUNED, SMALL_ARMS, small_sweep_points()):
-        settings = _searched(protocol, size, arm, batch, rate, decay, times=1) | {"validate": HELD_OUT}
+        settings = _searched(protocol, size, arm, batch, rate, decay) | {"validate": HELD_OUT}
         title = f"{ARMS[arm][0]}, {size:,} images, batch {batch}, rate {rate:g}, decay {decay:g}"
         yield small_sweep_name(size, arm, batch, rate, decay), title, settings, None
 

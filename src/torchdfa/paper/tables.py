@@ -105,7 +105,7 @@ def small_data(found: Collection) -> Table:
     ]
     header = ("training images", *(f"{ARMS[arm][0]}: top-1 %" for arm in SMALL_ARMS))
     title = f"Small data, {found.protocol.name}, equal steps"
-    note = "Tuned for them: batch, rate and weight decay of 'table small-sweep', at twice the steps."
+    note = "Tuned for them: batch, rate and weight decay of 'table small-sweep'."
     return Table("small-data", title, header, tuple(rows), found.missing(recipes), note)
 
 
