@@ -8,7 +8,18 @@ from small_runs import small
 from torchdfa.errors import UsageError
 from torchdfa.paper import collection
 from torchdfa.paper.published import TABLE_1, TABLE_2
-from torchdfa.paper.recipes import PROTOCOLS, SWEEP_DECAYS, learned, owners, recipes, select, sweep_name, sweep_rates
+from torchdfa.paper.recipes import (
+    PROTOCOLS,
+    SWEEP_DECAYS,
+    learned,
+    owners,
+    recipes,
+    select,
+    small_sweep_name,
+    small_sweep_points,
+    sweep_name,
+    sweep_rates,
+)
 from torchdfa.paper.tuned import SMALL_TUNED, TUNED
 from torchdfa.train import loop, program
 
@@ -88,6 +99,20 @@ def test_rate_and_decay_are_the_best_of_the_sweep_that_comes_with_the_package():
             if (summary := found.shipped(SHORT[sweep_name(arm, rate, decay)])) and (mean := summary.of("top1"))
         }
         assert chosen == max(tops, key=tops.__getitem__), arm
+
+
+def test_batch_rate_and_decay_for_few_images_are_the_best_of_the_search():
+    found = collection.collect("short", None)
+    for size, arms in SMALL_TUNED.items():
+        for arm, chosen in arms.items():
+            tops = {
+                point: mean.mean
+                for point in small_sweep_points()
+                if (summary := found.shipped(SHORT[small_sweep_name(size, arm, *point)]))
+                and (mean := summary.of("top1"))
+            }
+            assert len(tops) > 4, "most of the search has been run, and did not diverge"
+            assert chosen == max(tops, key=tops.__getitem__), (size, arm)
 
 
 def test_small_data_in_small_batches_takes_as_many_steps():
