@@ -140,7 +140,8 @@ def test_the_legend_names_the_arms_of_every_panel_with_their_runs_in_each(found,
     "name, file",
     [
         *(("1", "table-1.csv"), ("2", "table-2.csv"), ("controls", "controls.csv")),
-        *(("sweep", "sweep.csv"), ("small-data", "small-data.csv"), ("duplicates", "duplicates.csv")),
+        *(("sweep", "sweep.csv"), ("small-data", "small-data.csv"), ("small-sweep", "small-sweep.csv")),
+        ("duplicates", "duplicates.csv"),
     ],
 )
 def test_the_tables_in_the_docs_are_those_of_the_result_files(name, file):

@@ -30,6 +30,6 @@ TUNED: dict[str, tuple[float, float]] = {
 # Batch size, learning rate and weight decay for few images: the best of 'torchdfa paper table small-sweep'; a test
 # holds them to the result files.
 SMALL_TUNED: dict[int, dict[str, tuple[int, float, float]]] = {
-    1000: {"bp": (50, 0.01, 0.02), "cbdfa-product": (10, 0.001, 0.005)},
-    5000: {"bp": (50, 0.01, 0.02), "cbdfa-product": (50, 0.003, 0.02)},
+    1000: {"bp": (50, 0.01, 0.02), "cbdfa-product": (50, 0.003, 0.02)},
+    5000: {"bp": (50, 0.01, 0.02), "cbdfa-product": (50, 0.003, 0.005)},
 }
