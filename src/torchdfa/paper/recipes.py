@@ -39,7 +39,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "cbdfa-bn": ("CBDFA w/ BN", {"rule": "bdfa", "init": "product", "fc_batch_norm": True}),
 }
 MAIN = ("bp", "cdfa-product", "cbdfa-random", "cbdfa-product")
-SMALL_ARMS = ("bp", "cbdfa-product")
+SEARCHED = ("bp", "cbdfa-product")  # by the search for few images
+SMALL_ARMS = (*SEARCHED, "bp-conv-rate-unit")
 PRODUCT = ARMS["cbdfa-product"][1]
 RANDOM = ARMS["cbdfa-random"][1]
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -207,7 +208,7 @@ def _small_data(protocol: Protocol) -> Iterator[Entry]:
     """As many steps on fewer images; on few also with the batch, rate and decay of a search of their own."""
     for size in SMALL_SIZES:
         for arm in SMALL_ARMS:
-            title = f"{ARMS[arm][0]}, {size:,} images"
+            title = f"{SWEPT[arm][0]}, {size:,} images"
             yield f"small/{size}/{arm}", title, _tuned(protocol, arm, **_of_size(protocol, size)), None
     for size in SMALL_TUNED:
         for arm, (batch, rate, decay) in SMALL_TUNED[size].items():
@@ -277,7 +278,7 @@ def _searched(protocol: Protocol, size: int, arm: str, batch: int, rate: float, 
 
 def _small_sweep(protocol: Protocol) -> Iterator[Entry]:
     """Small data want small batches and a large weight decay (Brigato et al., 2021)."""
-    for size, arm, (batch, rate, decay) in itertools.product(SMALL_TUNED, SMALL_ARMS, small_sweep_points()):
+    for size, arm, (batch, rate, decay) in itertools.product(SMALL_TUNED, SEARCHED, small_sweep_points()):
         settings = _searched(protocol, size, arm, batch, rate, decay) | {"validate": HELD_OUT}
         title = f"{ARMS[arm][0]}, {size:,} images, batch {batch}, rate {rate:g}, decay {decay:g}"
         yield small_sweep_name(size, arm, batch, rate, decay), title, settings, None

@@ -10,6 +10,7 @@ from torchdfa.paper.recipes import (
     ARMS,
     MAIN,
     NAMES,
+    SEARCHED,
     SMALL_ARMS,
     SMALL_SIZES,
     SWEEP_DECAYS,
@@ -98,15 +99,14 @@ def small_data(found: Collection) -> Table:
     """Equal steps on fewer images."""
     names = {f"{size:,}": f"small/{size}" for size in SMALL_SIZES}
     names |= {f"{size:,}, tuned for them": f"small-tuned/{size}" for size in SMALL_TUNED}
-    recipes = [found.recipes[f"{name}/{arm}"] for name in names.values() for arm in SMALL_ARMS]
-    rows = [
-        (words, *(_top(found.all(found.recipes[f"{name}/{arm}"]), "top1") for arm in SMALL_ARMS))
-        for words, name in names.items()
-    ]
-    header = ("training images", *(f"{ARMS[arm][0]}: top-1 %" for arm in SMALL_ARMS))
+    rows = [[found.recipes.get(f"{name}/{arm}") for arm in SMALL_ARMS] for name in names.values()]
+    cells = [["–" if recipe is None else _top(found.all(recipe), "top1") for recipe in row] for row in rows]
+    header = ("training images", *(f"{SWEPT[arm][0]}: top-1 %" for arm in SMALL_ARMS))
     title = f"Small data, {found.protocol.name}, equal steps"
+    missing = found.missing([recipe for row in rows for recipe in row if recipe is not None])
     note = "Tuned for them: batch, rate and weight decay of 'table small-sweep'."
-    return Table("small-data", title, header, tuple(rows), found.missing(recipes), note)
+    table = tuple((words, *row) for words, row in zip(names, cells, strict=True))
+    return Table("small-data", title, header, table, missing, note)
 
 
 def sweep(found: Collection) -> Table:
@@ -132,7 +132,7 @@ def _swept(found: Collection, arm: str) -> list[tuple[str, ...]]:
 def small_sweep(found: Collection) -> Table:
     """The search of batch, rate and weight decay for few images, on held-out training images."""
     recipes = [r for r in found.recipes.values() if r.name.startswith("small-sweep/")]
-    columns = [(size, arm) for size in SMALL_TUNED for arm in SMALL_ARMS]
+    columns = [(size, arm) for size in SMALL_TUNED for arm in SEARCHED]
     rows = []
     for point in small_sweep_points():
         own = [found.recipes[small_sweep_name(size, arm, *point)] for size, arm in columns]
