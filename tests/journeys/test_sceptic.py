@@ -29,9 +29,9 @@ def test_table_1_stands_beside_the_papers_without_any_run_of_hers(here, capsys):
     row = next(line for line in out.splitlines() if "table1/cifar10/bp " in line + " ")
     assert "81.11" in row
     assert "(n=" in row
-    code, out, _ = say(capsys, "table", "small-sweep")
+    code, out, _ = say(capsys, "table", "small-data")
     assert code == 0
-    assert "not run: small-sweep/" in out
+    assert "not run: small/50000/bp-conv-rate-unit" in out
     assert "torchdfa paper run" in out
     assert not list(here.iterdir())
 
