@@ -17,7 +17,7 @@ import torchdfa
 
 
 class Net(nn.Module):
-    """Three convolutions and a head of three layers that an attribute, not a Sequential, holds."""
+    """A convolution and a head of three layers that an attribute, not a Sequential, holds."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -89,15 +91,17 @@ def test_arms_and_controls_have_their_own_rate_and_decay():
     assert {recipe.config(0).lr for name, recipe in SHORT.items() if name.startswith("figure5/")} == {0.01}
 
 
+def reached(found, names):
+    """Mean top-1 by point of a search, from the names of its recipes; without those that diverged or were not run."""
+    summaries = {point: found.shipped(SHORT[name]) for point, name in names.items()}
+    means = {point: summary.of("top1") for point, summary in summaries.items() if summary}
+    return {point: mean.mean for point, mean in means.items() if mean}
+
+
 def test_rate_and_decay_are_the_best_of_the_sweep_that_comes_with_the_package():
     found = collection.collect("short", None)
     for arm, chosen in TUNED.items():
-        tops = {
-            (rate, decay): mean.mean
-            for rate in sweep_rates(arm)
-            for decay in SWEEP_DECAYS
-            if (summary := found.shipped(SHORT[sweep_name(arm, rate, decay)])) and (mean := summary.of("top1"))
-        }
+        tops = reached(found, {p: sweep_name(arm, *p) for p in itertools.product(sweep_rates(arm), SWEEP_DECAYS)})
         assert chosen == max(tops, key=tops.__getitem__), arm
 
 
@@ -105,12 +109,7 @@ def test_batch_rate_and_decay_for_few_images_are_the_best_of_the_search():
     found = collection.collect("short", None)
     for size, arms in SMALL_TUNED.items():
         for arm, chosen in arms.items():
-            tops = {
-                point: mean.mean
-                for point in small_sweep_points()
-                if (summary := found.shipped(SHORT[small_sweep_name(size, arm, *point)]))
-                and (mean := summary.of("top1"))
-            }
+            tops = reached(found, {p: small_sweep_name(size, arm, *p) for p in small_sweep_points()})
             assert len(tops) > 4, "most of the search has been run, and did not diverge"
             assert chosen == max(tops, key=tops.__getitem__), (size, arm)
 
