@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchdfa.ops.norm_pool import norm_pool
 from torchdfa.track.lrn import PYMDNET_2019, LocalResponseNorm, Norm
 from torchdfa.train.winograd import FixedConv2d
 
@@ -19,7 +20,7 @@ HIDDEN = 512
 FC6_STD = 0.01
 PIXEL_SPREAD = 64.0
 GPU_CHUNK = 256  # of a GPU, where a launch costs more than what stays in a cache saves
-CHUNK = 16  # crops at a time: what they need stays in the cache, and small maps still fill a product
+CHUNK = 24  # crops at a time: what they need stays in the cache, and small maps still fill a product
 
 
 class VGGM(nn.Module):
@@ -35,10 +36,14 @@ class VGGM(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.norm1(F.relu(self.conv1(x), inplace=True)))
-        x = self.pool(self.norm2(F.relu(self.conv2(x), inplace=True)))
+        x = self._normed(self.conv1(x), self.norm1)
+        x = self._normed(self.conv2(x), self.norm2)
         # In (channel, row, column) order whatever the memory layout: fc4's weights are in that order.
         return F.relu(self.conv3(x), inplace=True).contiguous().flatten(1)
+
+    def _normed(self, x: Tensor, norm: LocalResponseNorm) -> Tensor:
+        done = norm_pool(x, **norm.norm.to_dict())
+        return self.pool(norm(F.relu(x, inplace=True))) if done is None else done
 
 
 def fast(network: VGGM) -> VGGM:
