@@ -71,6 +71,27 @@ def test_conditions_are_not_mixed_in_one_table_or_plot(data, tmp_path):
     assert not (tmp_path / "p").exists()
 
 
+def test_a_report_says_where_weights_differ(data, tmp_path):
+    same, other = ({"weights": {"sha256": letter * 64}} for letter in "ab")
+    for seed, config in enumerate((same, other)):
+        for rule in ("bp", "bdfa"):
+            write(tmp_path / "r", f"{rule}-b32-s{seed}", data, off=seed, config=config)
+    write(tmp_path / "r", "dfa-b32-s0", data, config=same)
+    text = reporting.text(reporting.score_all([tmp_path / "r"], data, missing="skip"))
+    aaaa, bbbb = "a" * 8, "b" * 8
+    assert f"Weights differ: {aaaa} of bdfa-b32-s0, bp-b32-s0, dfa-b32-s0; {bbbb} of bdfa-b32-s1, bp-b32-s1." in text
+    assert "- bdfa-b32 - bp-b32: " in text, "both rules had both weights, seed by seed"
+    assert "- dfa-b32 - bp-b32 (other weights): " in text
+    write(tmp_path / "r", "bp-b16-s0", data)
+    assert "; not known of bp-b16-s0." in reporting.text(reporting.score_all([tmp_path / "r"], data, missing="skip"))
+
+
+def test_weights_that_agree_are_not_spoken_of(data, tmp_path):
+    for rule in ("bp", "bdfa"):
+        write(tmp_path / "r", f"{rule}-b32-s0", data, config={"weights": {"sha256": "c" * 64}})
+    assert "eights" not in reporting.text(reporting.score_all([tmp_path / "r"], data, missing="skip"))
+
+
 def test_rules_are_compared_with_bp_of_the_same_preset(data, tmp_path):
     for rule in ("bp", "bdfa", "bdfa-random", "bp-paper", "bdfa-paper", "bdfa-match-paper"):
         write(tmp_path / "r", f"{rule}-b32-s0", data)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,11 @@ class Arm:
     def batch(self) -> int | None:
         found = _NAME.match(f"{self.name}-s0")
         return int(found["batch"]) if found else None
+
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """What each seed was run with."""
+        return {s.tracker.removeprefix(self.name): s.weights for s in self.scores}
 
     def by_sequence(self, measure: str = "auc") -> dict[str, float]:
         """Mean over seeds of one measure of each sequence."""
@@ -91,12 +98,20 @@ def score_all(
     for folder in tracker_folders(paths):
         found = results.read(folder)
         results.warn_of_unknown(found)
-        scores.append(evaluate(found, _as_run(folder, data), rules=rules, missing=missing, truncate=truncate))
+        config = runs.read_json(folder / runs.CONFIG) if (folder / runs.CONFIG).is_file() else {}
+        condition = _as_run(folder, config, data)
+        scored = evaluate(found, condition, rules=rules, missing=missing, truncate=truncate)
+        scores.append(dataclasses.replace(scored, weights=_weights(config)))
     return scores
 
 
-def _as_run(folder: Path, data: OTB) -> OTB:
-    config = runs.read_json(folder / runs.CONFIG) if (folder / runs.CONFIG).is_file() else {}
+def _weights(config: Mapping[str, Any]) -> str | None:
+    """A short name of the weights that a run had, None where it does not say."""
+    found = config.get("weights")
+    return found["sha256"][:8] if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
+
+
+def _as_run(folder: Path, config: Mapping[str, Any], data: OTB) -> OTB:
     frames = config.get("frames")
     if frames is not None and (type(frames) is not int or frames < 1):
         raise UsageError(f"{folder / runs.CONFIG} is damaged: frames should be a whole number or null, not {frames!r}")
@@ -155,15 +170,27 @@ def text(scores: Seq[Scores]) -> str:
     parts = [f"{condition(scores)}:", markdown(list(scores))]
     cut = [f"of {s.tracker}'s {name} {n} of {of} frames" for s in scores for name, (n, of) in s.cut.items()]
     parts += [f"Truncated: {', '.join(cut)} counted."] if cut else []
+    if len({s.weights for s in scores}) > 1:
+        parts.append(_by_weights(scores))
     if any(len(arm.scores) > 1 for arm in found):
         parts.append(_seeds(found))
     compared = comparisons(found)
     if compared:
-        lines = [f"- {name}: {value}" for name, value in compared.items()]
+        unlike = {name for name, (arm, plain) in pairs(found).items() if arm.weights != plain.weights}
+        lines = [f"- {name}{' (other weights)' * (name in unlike)}: {value}" for name, value in compared.items()]
         parts.append("Success AUC, difference (paired bootstrap over sequences):\n\n" + "\n".join(lines))
     attributes = _attributes(scores)
     parts += [attributes] if attributes else []
     return "\n\n".join(parts) + "\n"
+
+
+def _by_weights(scores: Seq[Scores]) -> str:
+    """A difference between trackers of other weights is not one of their rules."""
+    trackers: dict[str, list[str]] = defaultdict(list)
+    for s in scores:
+        trackers[s.weights or "not known"].append(s.tracker)
+    said = "; ".join(f"{weights} of {', '.join(sorted(names))}" for weights, names in trackers.items())
+    return f"Weights differ: {said}."
 
 
 def _seeds(found: Seq[Arm]) -> str:

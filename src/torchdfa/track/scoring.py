@@ -34,6 +34,7 @@ class Scores(CurveFigures):
     timed_frames: int = 0
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)  # of each sequence
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)  # frames that counted, of all, where truncated
+    weights: str | None = None  # what it was run with, where its results say so
 
     @property
     def success(self) -> NDArray[np.float64]:
@@ -70,7 +71,7 @@ class Scores(CurveFigures):
     def over(self, names: Collection[str]) -> Scores:
         """The same over some of its sequences alone, without speeds."""
         chosen = {n: c for n, c in self.sequences.items() if n in names}
-        return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen))
+        return Scores(self.tracker, self.protocol, self.version, chosen, len(chosen), weights=self.weights)
 
     def to_dict(self) -> dict[str, Any]:
         """The layout of got10k's performance.json, with the protocol and what else is known."""
