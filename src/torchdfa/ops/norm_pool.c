@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 8") for
 #define ROWS 3   /* of a pooling window */
 #define STRIDE 2 /* between windows */
 
@@ -25,60 +26,62 @@ INLINE float widened(uint16_t bits) {
     return value;
 }
 
-INLINE uint16_t narrowed(float value) { /* to the nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    const uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (uint16_t)(value != value ? 0x7fc0 : nearest);
+/* The bits of a number that is not below 0, or of NaN, to the nearest; ties to even. */
+INLINE uint16_t narrowed(uint32_t bits) {
+    return (uint16_t)(bits > 0x7f800000 ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-/* x > 0 or NaN, as torch has it. */
-INLINE float relu(float x) { return x < 0 ? 0 : x; }
+/* Never -0, and NaN stays, as in torch. */
+INLINE float relu(float x) { return x <= 0 ? 0 : x; }
 
-/* NaN wins, as in torch. */
-INLINE float larger(float a, float b) {
-    const float most = b > a ? b : a;
-    return b != b ? b : most;
-}
+/* Of the bits of numbers that are not below 0: their order is that of the numbers, and NaN wins, as in torch. */
+INLINE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
 /* One pixel's channels; `squares` has size / 2 zeros before and (size - 1) / 2 behind. */
-INLINE void normalise(const float *x, float *y, float *squares, const Job *job, int64_t channels, int64_t size) {
+INLINE void normalise(const float *restrict x, float *restrict y, float *restrict squares, const Job *job,
+                      int64_t channels, int64_t size) {
+    const float k = job->k, factor = job->factor;
     float *const own = squares + size / 2;
     for (int64_t c = 0; c < channels; c++) own[c] = x[c] * x[c];
     for (int64_t c = 0; c < channels; c++) {
         float sum = squares[c];
         for (int64_t t = 1; t < size; t++) sum += squares[c + t];
-        const float d = job->k + job->factor * sum;
+        const float d = k + factor * sum;
         y[c] = x[c] / __builtin_sqrtf(__builtin_sqrtf(d) * d);
     }
+}
+
+INLINE void relu_of(const void *x, int64_t at, float *restrict y, int64_t channels, int bf16) {
+    const uint16_t *restrict narrow = (const uint16_t *)x + at;
+    const float *restrict full = (const float *)x + at;
+    for (int64_t c = 0; c < channels; c++) y[c] = relu(bf16 ? widened(narrow[c]) : full[c]);
 }
 
 INLINE void normalised_row(const Job *job, int64_t image, int64_t row, float *to, float *pixel, float *squares,
                            int64_t size, int bf16) {
     const int64_t channels = job->channels, at = (image * job->height + row) * job->width * channels;
     for (int64_t column = 0; column < job->width; column++) {
-        const int64_t offset = at + column * channels;
-        if (bf16)
-            for (int64_t c = 0; c < channels; c++) pixel[c] = relu(widened(((const uint16_t *)job->x)[offset + c]));
-        else
-            for (int64_t c = 0; c < channels; c++) pixel[c] = relu(((const float *)job->x)[offset + c]);
+        relu_of(job->x, at + column * channels, pixel, channels, bf16);
         normalise(pixel, to + column * channels, squares, job, channels, size);
     }
 }
 
-INLINE void pooled_row(const Job *job, int64_t at, float *const rows[ROWS], float *most, int64_t columns, int bf16) {
+/* `rows` holds the bits of ROWS rows, `most` those of a pixel. */
+INLINE void pooled_row(const Job *job, int64_t at, uint32_t *const rows[ROWS], uint32_t *most, int64_t columns,
+                       int bf16) {
     const int64_t channels = job->channels;
     for (int64_t column = 0; column < columns; column++) {
-        const int64_t left = column * STRIDE * channels;
-        memcpy(most, rows[0] + left, channels * sizeof *most);
-        for (int row = 0; row < ROWS; row++)
-            for (int64_t by = row ? 0 : channels; by < ROWS * channels; by += channels)
-                for (int64_t c = 0; c < channels; c++) most[c] = larger(most[c], rows[row][left + by + c]);
-        const int64_t offset = at + column * channels;
+        uint32_t *const to = bf16 ? most : (uint32_t *)job->y + at + column * channels;
+        for (int64_t c = 0; c < channels; c++) {
+            uint32_t found = 0;
+            UNROLLED (int row = 0; row < ROWS; row++)
+                UNROLLED (int by = 0; by < ROWS; by++)
+                    found = larger(found, rows[row][(column * STRIDE + by) * channels + c]);
+            to[c] = found;
+        }
+        uint16_t *restrict const narrow = (uint16_t *)job->y + at + column * channels;
         if (bf16)
-            for (int64_t c = 0; c < channels; c++) ((uint16_t *)job->y)[offset + c] = narrowed(most[c]);
-        else
-            memcpy((float *)job->y + offset, most, channels * sizeof *most);
+            for (int64_t c = 0; c < channels; c++) narrow[c] = narrowed(most[c]);
     }
 }
 
@@ -87,14 +90,15 @@ static int64_t pooled(int64_t side) { return (side - ROWS) / STRIDE + 1; }
 INLINE void image_of(const Job *job, int64_t image, float *scratch, int64_t size, int bf16) {
     const int64_t channels = job->channels, row_size = job->width * channels;
     const int64_t height = pooled(job->height), width = pooled(job->width);
-    float *const pixel = scratch + ROWS * row_size, *const squares = pixel + channels, *rows[ROWS];
+    float *const pixel = scratch + ROWS * row_size, *const squares = pixel + channels;
+    uint32_t *rows[ROWS];
     memset(squares, 0, (channels + size) * sizeof *squares);
     int64_t done = 0;
     for (int64_t out = 0; out < height; out++) {
         for (; done < out * STRIDE + ROWS; done++)
             normalised_row(job, image, done, scratch + done % ROWS * row_size, pixel, squares, size, bf16);
-        for (int row = 0; row < ROWS; row++) rows[row] = scratch + (out * STRIDE + row) % ROWS * row_size;
-        pooled_row(job, (image * height + out) * width * channels, rows, pixel, width, bf16);
+        for (int row = 0; row < ROWS; row++) rows[row] = (uint32_t *)scratch + (out * STRIDE + row) % ROWS * row_size;
+        pooled_row(job, (image * height + out) * width * channels, rows, (uint32_t *)pixel, width, bf16);
     }
 }
 
