@@ -102,6 +102,7 @@ BAD = {
         (["otb", "--sequences", "Dogg"], "the nearest are Dog"),
         (["otb", "--missing", "skip", "--batch", "128,x"], "--batch must be whole numbers"),
         (["otb", "--missing", "skip", "--seeds", "0"], "--seeds must be at least 1; got 0"),
+        (["otb", "--missing", "skip", "--first-seed", "-1"], "--first-seed must be at least 0; got -1"),
         (["otb", "--missing", "skip", "--workers", "0"], "--workers must be at least 1"),
     ],
     "otb report": [

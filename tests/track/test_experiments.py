@@ -132,7 +132,12 @@ def test_seed_0_of_all_trackers_comes_first(data, tmp_path):
     assert names == [f"{rule}-b{batch}-s{seed}" for seed in (0, 1) for batch in (32, 8) for rule in ("bp", "bdfa")]
 
 
-@pytest.mark.parametrize("options", [{"frames": 1}, {"rules": ()}, {"seeds": 0}, {"batches": (1,)},
+def test_seeds_can_begin_later(data, tmp_path):
+    configs = experiment(data, tmp_path, rules=("bp",), first_seed=2).configs()
+    assert {name: config.seed for name, config in configs.items()} == {"bp-b32-s2": 2, "bp-b32-s3": 3}
+
+
+@pytest.mark.parametrize("options", [{"frames": 1}, {"rules": ()}, {"seeds": 0}, {"first_seed": -1}, {"batches": (1,)},
                                      {"rules": ("hebb",)}, {"sequences": ("Elephant",)},
                                      {"options": (("rule", "bp"),)}, {"options": (("batch", 8),)}])  # fmt: skip
 def test_wrong_experiments_are_refused_before_anything_runs(data, tmp_path, options):

@@ -51,19 +51,22 @@ class Experiment:
     sequences: tuple[str, ...] | None = None
     rules: tuple[str, ...] = ("bp", "bdfa")
     batches: tuple[int, ...] = (128,)
-    seeds: int = 1  # seeds 0 to `seeds` - 1
+    seeds: int = 1  # how many, from `first_seed` on
     preset: str = "pymdnet"
     options: tuple[tuple[str, Any], ...] = ()
     frames: int | None = None
     missing: str = "error"
     forced: bool = False
     truncate: bool = False
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 2:
             raise UsageError(f"--frames must be at least 2, the first being given; got {self.frames}")
         if self.seeds < 1:
             raise UsageError(f"--seeds must be at least 1; got {self.seeds}")
+        if self.first_seed < 0:
+            raise UsageError(f"--first-seed must be at least 0; got {self.first_seed}")
         for flag, values in (("rule", self.rules), ("batch", self.batches)):
             each_once(flag, values)
         for name, _ in self.options:
@@ -75,9 +78,10 @@ class Experiment:
         return self.out / (f"{self.version}-forced" if self.forced else self.version)
 
     def configs(self) -> dict[str, TrackerConfig]:
-        """Settings of each tracker by its name; seed 0 of all first: where the time ends, seeds are what is missing."""
+        """Settings of each tracker by its name; one seed of all first: where the time ends, seeds are what is missing."""
         found = {}
-        for seed, batch, rule in itertools.product(range(self.seeds), self.batches, self.rules):
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        for seed, batch, rule in itertools.product(seeds, self.batches, self.rules):
             config = preset(self.preset, batch=batch, **dict(self.options) | {"rule": rule, "seed": seed})
             found[name_of(config)] = config
         return found

@@ -48,7 +48,8 @@ def otb_run(
     out: Out = Path("results"),
     rule: Rule = "bp,bdfa",
     batch: Annotated[str, Flag(help="examples a step; several with commas")] = "128",
-    seeds: Annotated[int, Flag(help="of each tracker: seeds 0, 1, ...")] = 1,
+    seeds: Annotated[int, Flag(help="how many of each tracker")] = 1,
+    first_seed: Annotated[int, Flag("--first-seed", help="seeds are this one and those after it")] = 0,
     weights: Weights = None,
     set_: Set = "OTB-100",
     sequences: Sequences = None,
@@ -84,7 +85,7 @@ def otb_run(
     experiment = Experiment(
         data, out, weights, set_, None if sequences is None else tuple(names(sequences)), tuple(names(rule)),
         numbers("--batch", batch), seeds, preset, tuple(options.items()), frames, missing, forced,
-        truncate,
+        truncate, first_seed,
     )  # fmt: skip
     if weights is None:
         note("no --weights: untrained features")
