@@ -78,7 +78,7 @@ class Experiment:
         return self.out / (f"{self.version}-forced" if self.forced else self.version)
 
     def configs(self) -> dict[str, TrackerConfig]:
-        """Settings of each tracker by its name; one seed of all first: where the time ends, seeds are what is missing."""
+        """Settings of each tracker by its name; a seed of all first: where the time ends, seeds are missing."""
         found = {}
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         for seed, batch, rule in itertools.product(seeds, self.batches, self.rules):
