@@ -109,6 +109,7 @@ BAD = {
         (["nowhere", "--data", "otb", "--missing", "skip"], "not a folder of results"),
         (["otb", "--data", "otb", "--missing", "skip"], "no results in otb"),
         (["otb", "--data", "otb", "--protocol", "vot"], "must be one of otb, got10k"),
+        (["otb", "--data", "otb", "--missing", "skip", "--frames", "1"], "--frames must be at least 2"),
     ],
     "otb plot": [
         (["otb"], "--data"),

@@ -71,6 +71,36 @@ def test_conditions_are_not_mixed_in_one_table_or_plot(data, tmp_path):
     assert not (tmp_path / "p").exists()
 
 
+def test_whole_results_can_be_scored_as_a_run_over_the_first_frames(data, tmp_path):
+    """Frame k of the result lies k pixels off, so that each frame has an overlap of its own."""
+    boxes = {name: data[name].boxes + np.arange(5)[:, None] * [1.0, 0, 0, 0] for name in NAMES}
+    times = {name: np.arange(1.0, 6.0) for name in NAMES}
+    whole = results.write(tmp_path / "r", Results("bp-b32-s0", boxes, times))
+    runs.write_json(whole / runs.CONFIG, {"format": runs.FORMAT, "frames": None})
+    cut = results.write(
+        tmp_path / "r", Results("bp-b32-s1", *({n: v[:3] for n, v in x.items()} for x in (boxes, times)))
+    )
+    runs.write_json(cut / runs.CONFIG, {"format": runs.FORMAT, "frames": 3})
+    of_whole, of_cut = reporting.score_all([tmp_path / "r"], data, frames=3)
+    assert of_whole.to_dict() == of_cut.to_dict()
+    assert of_whole.version == "OTB-100, first 3 frames"
+    assert of_whole.seconds == 4 * (1 + 2 + 3)
+    assert of_whole.mean_overlap == pytest.approx((1 + 1 / 2 + 1 / 5) / 3), "boxes 3 wide, 0, 1 and 2 pixels off"
+    shorter = reporting.score_all([tmp_path / "r"], data, frames=2)
+    assert [s.mean_overlap for s in shorter] == pytest.approx([(1 + 1 / 2) / 2] * 2)
+    with pytest.raises(UsageError, match="bp-b32-s1 has the first 3 frames of each sequence; --frames 4 is more"):
+        reporting.score_all([tmp_path / "r"], data, frames=4)
+    with pytest.raises(UsageError, match="--frames must be at least 2"):
+        reporting.score_all([tmp_path / "r"], data, frames=1)
+
+
+def test_first_frames_of_results_of_another_length_are_refused(data, tmp_path):
+    folder = write(tmp_path / "r", "bp-b32-s0", data)
+    results.write_one(folder, "Dog", np.concatenate([data["Dog"].boxes] * 2))
+    with pytest.raises(UsageError, match="bp-b32-s0's result of Dog"):
+        reporting.score_all([tmp_path / "r"], data, frames=3)
+
+
 def test_a_report_says_where_weights_differ(data, tmp_path):
     same, other = ({"weights": {"sha256": letter * 64}} for letter in "ab")
     for seed, config in enumerate((same, other)):

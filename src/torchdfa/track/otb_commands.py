@@ -15,6 +15,7 @@ from torchdfa.track.flags import (
     Device,
     Feedback,
     FeedbackScale,
+    FirstFrames,
     Flag,
     Missing,
     Moment,
@@ -121,11 +122,12 @@ def otb_report(
     protocol: Protocol = "otb",
     missing: Missing = "error",
     truncate: Truncate = False,
+    frames: FirstFrames = None,
 ) -> None:
     """Score results of any toolkit: success, precision, attributes, speed; rules compared in pairs."""
     from torchdfa.track import reporting
 
-    scores = _scores(found, data, set_, sequences, protocol, missing, truncate)
+    scores = _scores(found, data, set_, sequences, protocol, missing, truncate, frames)
     print(reporting.text(scores))
     if out is not None:
         reporting.write(out, scores)
@@ -142,6 +144,7 @@ def otb_plot(
     protocol: Protocol = "otb",
     missing: Missing = "error",
     truncate: Truncate = False,
+    frames: FirstFrames = None,
     figure6: Annotated[
         bool, Flag("--figure6", help="rules by batch size with bands over seeds, instead of the other plots")
     ] = False,
@@ -149,7 +152,7 @@ def otb_plot(
     """Draw success and precision plots and those of each attribute; or, with --figure6, Figure 6 alone."""
     from torchdfa.track import figures
 
-    scores = _scores(found, data, set_, sequences, protocol, missing, truncate)
+    scores = _scores(found, data, set_, sequences, protocol, missing, truncate, frames)
     written = (
         figures.figure6(scores, out) if figure6 else figures.one_pass(scores, out) + figures.attributes(scores, out)
     )
@@ -194,12 +197,13 @@ def otb_demo(out: Out = Path("runs/otb-demo")) -> None:
 
 
 def _scores(
-    found: list[Path], data: Path, set_: str, sequences: str | None, protocol: str, missing: str, truncate: bool
-) -> list[Scores]:
+    found: list[Path], data: Path, set_: str, sequences: str | None, protocol: str, missing: str, truncate: bool,
+    frames: int | None,
+) -> list[Scores]:  # fmt: skip
     from torchdfa.track import protocols, reporting
     from torchdfa.track.sequences import OTB
 
     protocols.protocol(protocol)
     chosen = None if sequences is None else names(sequences)
     benchmark = OTB(data, set_, sequences=chosen, missing=missing, truncate=truncate)
-    return reporting.score_all(found, benchmark, rules=protocol, missing=missing, truncate=truncate)
+    return reporting.score_all(found, benchmark, rules=protocol, missing=missing, truncate=truncate, frames=frames)

@@ -91,17 +91,27 @@ def _holds_results(folder: Path) -> bool:
 
 
 def score_all(
-    paths: Seq[Path], data: OTB, *, rules: str = "otb", missing: str = "error", truncate: bool = False
-) -> list[Scores]:
-    """Scores of every tracker found; one that ran only the first frames is scored on these."""
+    paths: Seq[Path], data: OTB, *, rules: str = "otb", missing: str = "error", truncate: bool = False,
+    frames: int | None = None,
+) -> list[Scores]:  # fmt: skip
+    """Scores of every tracker found; one that ran only the first frames is scored on these, or on the first of them.
+
+    A tracker does not look ahead: whole results cut to ``frames`` are those of a run over so many.
+    """
+    if frames is not None and frames < 2:
+        raise UsageError(f"--frames must be at least 2, the first being given; got {frames}")
     scores = []
     for folder in tracker_folders(paths):
         found = results.read(folder)
         results.warn_of_unknown(found)
         config = runs.read_json(folder / runs.CONFIG) if (folder / runs.CONFIG).is_file() else {}
-        condition = _as_run(folder, config, data)
-        scored = evaluate(found, condition, rules=rules, missing=missing, truncate=truncate)
-        scores.append(dataclasses.replace(scored, weights=_weights(config)))
+        ran = _frames(folder, config)
+        if frames is not None and ran is not None and frames > ran:
+            raise UsageError(f"{folder} has the first {ran} frames of each sequence; --frames {frames} is more")
+        whole = data if ran is None else data.head(ran)
+        scored = evaluate(found, whole, rules=rules, missing=missing, truncate=truncate, frames=frames)
+        version = _condition(data, ran if frames is None else frames, forced=bool(config.get("forced")))
+        scores.append(dataclasses.replace(scored, version=version, weights=_weights(config)))
     return scores
 
 
@@ -111,12 +121,16 @@ def _weights(config: Mapping[str, Any]) -> str | None:
     return found["sha256"][:8] if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
 
 
-def _as_run(folder: Path, config: Mapping[str, Any], data: OTB) -> OTB:
+def _frames(folder: Path, config: Mapping[str, Any]) -> int | None:
     frames = config.get("frames")
     if frames is not None and (type(frames) is not int or frames < 1):
         raise UsageError(f"{folder / runs.CONFIG} is damaged: frames should be a whole number or null, not {frames!r}")
+    return frames
+
+
+def _condition(data: OTB, frames: int | None, *, forced: bool) -> str:
     cut = data if frames is None else data.head(frames)
-    return cut.noted(FORCED) if config.get("forced") else cut
+    return (cut.noted(FORCED) if forced else cut).version
 
 
 def arms(scores: Seq[Scores]) -> list[Arm]:

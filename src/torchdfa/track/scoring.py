@@ -116,6 +116,7 @@ def evaluate(
     rules: str = "otb",
     missing: str = "error",
     truncate: bool = False,
+    frames: int | None = None,
 ) -> Scores:
     """Score the results of one tracker over the sequences of ``data``.
 
@@ -123,6 +124,7 @@ def evaluate(
         missing: ``"error"`` or ``"skip"`` sequences without a result; the scores say n of N.
         truncate: where a result and the truth differ in length, score as many frames as both have; ``cut`` of the
             scores counts them. Short results are padded where the protocol does so (pytracking).
+        frames: so many first frames of each sequence count, all of them by default.
 
     Raises:
         UsageError: for a missing result, a wrong number of rows, or values that the protocol refuses.
@@ -138,9 +140,10 @@ def evaluate(
             '--missing skip (missing="skip") scores the others'
         )
     chosen = [sequences[name] for name in sequences if name in found.boxes]
-    scored = {s.name: _score(found, s, rules, truncate) for s in chosen}
-    lengths = {s.name: max(len(_counted(found, s)), len(s)) for s in chosen} if truncate else {}
-    times = {s.name: t[t > 0] for s in chosen if (t := found.times.get(s.name)) is not None and (t > 0).any()}
+    scored = {s.name: _score(found, s, rules, truncate, frames) for s in chosen}
+    lengths = {s.name: max(len(_counted(found.boxes[s.name], s)), len(s)) for s in chosen} if truncate else {}
+    clocked = {s.name: _counted(found.times[s.name], s)[:frames] for s in chosen if s.name in found.times}
+    times = {name: t[t > 0] for name, t in clocked.items() if (t > 0).any()}
     return Scores(
         found.tracker,
         protocol(rules).name,
@@ -151,22 +154,23 @@ def evaluate(
         float(sum(t.sum() for t in times.values())),
         sum(len(t) for t in times.values()),
         {s.name: s.attributes for s in chosen},
-        {name: (scored[name].frames, n) for name, n in lengths.items() if scored[name].frames < n},
+        {name: (scored[name].frames, n) for name, n in lengths.items() if scored[name].frames < min(n, frames or n)},
     )
 
 
-def _score(found: Results, sequence: Sequence, rules: str, truncate: bool) -> Curves:
-    result, truth = _counted(found, sequence), sequence.boxes
+def _score(found: Results, sequence: Sequence, rules: str, truncate: bool, frames: int | None) -> Curves:
+    result, truth = _counted(found.boxes[sequence.name], sequence), sequence.boxes
     padded = protocol(rules).pads and len(result) < len(truth)
     if (truncate and not padded) or abs(len(result) - len(truth)) <= _OTHER_LENGTHS.get(sequence.name, 0):
         result, truth = _shorter(result, truth)
+    if padded or len(result) == len(truth):  # else the curves refuse them
+        result, truth = result[:frames], truth[:frames]
     return curves(result, truth, rules, name=f"{found.tracker}'s result of {sequence.name}")
 
 
-def _counted(found: Results, sequence: Sequence) -> Boxes:
-    """A tracker's boxes of a sequence, without those of frames that are left out."""
-    result = found.boxes[sequence.name]
-    return result[sequence.omitted :] if len(result) == len(sequence) + sequence.omitted else result
+def _counted(rows: NDArray[np.float64], sequence: Sequence) -> NDArray[np.float64]:
+    """Boxes or times of a sequence, without those of frames that are left out."""
+    return rows[sequence.omitted :] if len(rows) == len(sequence) + sequence.omitted else rows
 
 
 def _shorter(result: Boxes, truth: Boxes) -> tuple[Boxes, Boxes]:
