@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """What was loaded in this process is forgotten until the test ends."""
-    monkeypatch.setattr(cpu, "load", cpu.Loader(cpu._load))
+    monkeypatch.setattr(cpu, "load", cpu.Loader(cpu._load, "in plain torch"))
 
 
 def small() -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -19,7 +19,7 @@ CHANNELS = st.sampled_from([8, 16, 40])
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is looked for anew."""
-    monkeypatch.setattr(tiles_cpu, "load", tiles_cpu.Loader(tiles_cpu._load))
+    monkeypatch.setattr(tiles_cpu, "load", tiles_cpu.Loader(tiles_cpu._load, "in plain torch"))
 
 
 def assert_equal(name: str, *arguments: object, **named: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ _FLAGS = ("-x", "c", "-", "-O3", "-std=gnu11", "-fno-strict-aliasing", "-shared"
 # What may be missing is given up in turn: OpenMP, then the instructions that an old assembler does not know.
 _ATTEMPTS = (("-fopenmp",), (), ("-fopenmp", "-DTORCHDFA_PLAIN"), ("-DTORCHDFA_PLAIN",))
 _TIMEOUT = 120  # seconds
+_LOGGER = logging.getLogger("torchdfa")
 
 T = TypeVar("T")
 
@@ -126,11 +128,14 @@ def one_openmp() -> bool:
 
 
 class Loader(Generic[T]):
-    """Loads at most once, whichever thread asks first; holds the kernel or the reason why there is none."""
+    """Loads at most once, whichever thread asks first; holds the kernel or the reason why there is none.
 
-    def __init__(self, load: Callable[[], T | str]) -> None:
+    Where ``make`` raises ``NoKernelError``, or TORCHDFA_KERNEL=off, the logger says that reason after ``without``.
+    """
+
+    def __init__(self, make: Callable[[], T], without: str) -> None:
         self._lock = threading.Lock()
-        self._load = load
+        self._make, self._without = make, without
         self._state: T | str | None = None
 
     def __call__(self) -> T | str:
@@ -140,3 +145,13 @@ class Loader(Generic[T]):
             if self._state is None:
                 self._state = self._load()
             return self._state
+
+    def _load(self) -> T | str:
+        if os.environ.get(VARIABLE) == "off":
+            _LOGGER.info("%s, because %s=off", self._without, VARIABLE)
+            return f"{VARIABLE}=off"
+        try:
+            return self._make()
+        except NoKernelError as error:
+            _LOGGER.warning("%s, because %s", self._without, error)
+            return str(error)

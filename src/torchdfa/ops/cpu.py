@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ _SMALLEST, _NARROWEST = 2**12, 256  # weights, columns
 # Multiply-adds that a thread must have before it is worth waking.
 _WORK_A_THREAD = 2**23
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_LOGGER = logging.getLogger("torchdfa")
 
 Function = Callable[..., int]
 
@@ -46,17 +44,9 @@ class Kernel:
         return out if code == 0 else None
 
 
-def _load() -> Kernel | str:
-    wanted = os.environ.get(VARIABLE) or "auto"
-    if wanted == "off":
-        _LOGGER.info("sign_mm runs in plain torch, because %s=off", VARIABLE)
-        return f"{VARIABLE}=off"
-    try:
-        kernel = _choose(_open(library(*SOURCES)), wanted)
-        _self_test(kernel)
-    except NoKernelError as error:
-        _LOGGER.warning("sign_mm runs in plain torch, slower and with equal results, because %s", error)
-        return str(error)
+def _load() -> Kernel:
+    kernel = _choose(_open(library(*SOURCES)), os.environ.get(VARIABLE) or "auto")
+    _self_test(kernel)
     return kernel
 
 
@@ -102,7 +92,7 @@ def _self_test(kernel: Kernel) -> None:
             raise NoKernelError(f"its path {kernel.path!r} fails its self-test on this processor")
 
 
-load = Loader(_load)
+load = Loader(_load, "sign_mm runs in plain torch, slower and with equal results")
 
 
 def beats_torch(device: torch.device, dtype: torch.dtype) -> bool:

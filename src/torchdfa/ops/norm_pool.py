@@ -6,8 +6,6 @@ torch writes each of them to memory and reads it again, which takes longer than 
 from __future__ import annotations
 
 import ctypes
-import logging
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchdfa.ops.build import VARIABLE, Loader, NoKernelError, library, one_openmp, open_library
+from torchdfa.ops.build import Loader, NoKernelError, library, one_openmp, open_library
 
 SOURCE = "norm_pool.c"
 FIELD, STRIDE, BETA = 3, 2, 0.75  # of the pooling, and of the norm: what the library knows
 # Numbers that a thread must read before it is worth waking.
 _WORK_A_THREAD = 2**16
 _DTYPES = (torch.float32, torch.bfloat16)
-_LOGGER = logging.getLogger("torchdfa")
 
 
 class Job(ctypes.Structure):
@@ -71,15 +68,9 @@ def norm_pool(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tens
     return None if isinstance(kernel, str) else kernel(x, size, alpha, k)
 
 
-def _load() -> Kernel | str:
-    if os.environ.get(VARIABLE) == "off":
-        return f"{VARIABLE}=off"
-    try:
-        kernel = _open()
-        _self_test(kernel)
-    except NoKernelError as error:
-        _LOGGER.warning("the tracker's response norm runs in plain torch, slower, because %s", error)
-        return str(error)
+def _load() -> Kernel:
+    kernel = _open()
+    _self_test(kernel)
     return kernel
 
 
@@ -102,4 +93,4 @@ def _self_test(kernel: Kernel) -> None:
             raise NoKernelError("it fails its self-test on this processor")
 
 
-load = Loader(_load)
+load = Loader(_load, "the tracker's response norm runs in plain torch, slower")

@@ -6,8 +6,6 @@ Torch multiplies by matrices that are half zeros, and copies before and after; t
 from __future__ import annotations
 
 import ctypes
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchdfa.ops import tiles_torch
-from torchdfa.ops.build import VARIABLE, Loader, NoKernelError, library, one_openmp, open_library
+from torchdfa.ops.build import Loader, NoKernelError, library, one_openmp, open_library
 
 SOURCE = "tiles.c"
 TILE, LANES = 4, 8  # the m of its tiles, and what the number of channels must be a multiple of
@@ -24,7 +22,6 @@ _IMAGE_TILES, _IMAGES, _GRADIENT_TILES, _KERNEL_TILES, _KERNELS = range(5)  # as
 # Numbers that a thread must write before it is worth waking.
 _WORK_A_THREAD = 2**16
 _ALWAYS = (1, (0, 0), (2**62, 2**62))  # every tap of every tile is there
-_LOGGER = logging.getLogger("torchdfa")
 
 
 class Side(ctypes.Structure):
@@ -131,15 +128,9 @@ def _kernel(x: Tensor, *, turned: bool = False) -> Side:
     return _side(x, 0, (kernel, 0, 0), (row, column))
 
 
-def _load() -> Kernel | str:
-    if os.environ.get(VARIABLE) == "off":
-        return f"{VARIABLE}=off"
-    try:
-        kernel = _open()
-        _self_test(kernel)
-    except NoKernelError as error:
-        _LOGGER.warning("Winograd's convolutions run in plain torch, slower, because %s", error)
-        return str(error)
+def _load() -> Kernel:
+    kernel = _open()
+    _self_test(kernel)
     return kernel
 
 
@@ -170,4 +161,4 @@ def _self_test(kernel: Kernel) -> None:
             raise NoKernelError(f"its {name} fails its self-test on this processor")
 
 
-load = Loader(_load)
+load = Loader(_load, "Winograd's convolutions run in plain torch, slower")
