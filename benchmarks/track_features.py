@@ -2,11 +2,11 @@
 
     python benchmarks/track_features.py [--crops 256] [--rounds 7] [--out benchmarks/results/track_features.jsonl]
 
-Both compute the same features of the same crops with the same weights, in turns within one process, and their largest
-relative difference stands in the record. The straightforward form is one batch in torch's default memory layout with
-torch.nn.LocalResponseNorm; ours is `torchdfa.track.lrn`, channels last, a few crops at a time, with Winograd's
-convolutions where the tracker takes them. Times are of the process's own CPU time (all threads), which other work on
-the machine disturbs less than the clock on the wall.
+All compute the same features of the same crops with the same weights, in turns within one process, and the largest
+relative difference of ours stands in the record. The straightforward form is one batch in torch's default memory layout
+with torch.nn.LocalResponseNorm; ours is what the tracker runs: channels last, a few crops at a time, ReLU, norm and
+pooling in one pass, and Winograd's convolutions where the tracker takes them; "layers" is ours without that pass. Times
+are of the process's own CPU time (all threads), which other work on the machine disturbs less than the clock on the wall.
 """
 
 from __future__ import annotations
@@ -17,16 +17,26 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchdfa.track import mdnet
 from torchdfa.track.lrn import NORMS, Norm
 from torchdfa.track.mdnet import CHUNK, CROP, VGGM, fast, initialise_
 from torchdfa.train import machine
+
+
+def fresh(norm: str) -> VGGM:
+    """The same weights each time, in memory of their own."""
+    network = VGGM(NORMS[norm]).eval()
+    initialise_(network, torch.Generator().manual_seed(0))
+    return network
 
 
 def straightforward(network: VGGM, norm: Norm) -> Callable[[Tensor], Tensor]:
@@ -43,13 +53,14 @@ def straightforward(network: VGGM, norm: Norm) -> Callable[[Tensor], Tensor]:
     return features
 
 
-def ours(network: VGGM, bf16: bool) -> Callable[[Tensor], Tensor]:
+def ours(network: VGGM, bf16: bool, *, one_pass: bool = True) -> Callable[[Tensor], Tensor]:
     if machine.choose_convolutions("auto", "cpu", "bf16" if bf16 else "fp32") == "winograd":
         network = fast(network)
     network = network.to(memory_format=torch.channels_last)
 
     def features(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        pass_or_layers = nullcontext() if one_pass else patch.object(mdnet, "norm_pool", lambda *_, **__: None)
+        with pass_or_layers, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return torch.cat([
                 network(part.contiguous(memory_format=torch.channels_last)).float() for part in x.split(CHUNK)
             ])  # fmt: skip
@@ -67,12 +78,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 def measure(crops: int, rounds: int, norm: str, bf16: bool) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(crops, 3, CROP, CROP, generator=generator) * 60
-    forms = {}
-    for name in ("straightforward", "ours"):
-        network = VGGM(NORMS[norm]).eval()
-        initialise_(network, torch.Generator().manual_seed(0))
-        forms[name] = straightforward(network, NORMS[norm]) if name == "straightforward" else ours(network, bf16)
-    expected, found = (form(x) for form in forms.values())
+    forms = {
+        "straightforward": straightforward(fresh(norm), NORMS[norm]),
+        "layers": ours(fresh(norm), bf16, one_pass=False),
+        "ours": ours(fresh(norm), bf16),
+    }
+    expected, _, found = (form(x) for form in forms.values())
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     before = os.getloadavg()
     for _ in range(rounds):
