@@ -5,8 +5,8 @@
 All compute the same features of the same crops with the same weights, in turns within one process, and the largest
 relative difference of ours stands in the record. The straightforward form is one batch in torch's default memory layout
 with torch.nn.LocalResponseNorm; ours is what the tracker runs: channels last, a few crops at a time, ReLU, norm and
-pooling in one pass, and Winograd's convolutions where the tracker takes them; "layers" is ours without that pass. Times
-are of the process's own CPU time (all threads), which other work on the machine disturbs less than the clock on the wall.
+pooling in one pass, and Winograd's convolutions where the tracker takes them; "layers" is ours without that pass.
+Times are of the process's own CPU time (all threads), which other work disturbs less than the clock on the wall.
 """
 
 from __future__ import annotations
