@@ -115,8 +115,14 @@ def test_a_second_folder_in_use_is_found_before_the_first_run_trains(tmp_path: P
 
 def test_a_model_that_does_not_fit_the_images_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="multiple of 32; got 8; take --image-size 32"):
-        train(small(model="vgg16"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        train(small(model="vgg16"), tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs").exists(), "folders on the way go too, as the runs of the default"
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="take --image-size 32"):
+        program.train_all(
+            [small(model="vgg16", rule=rule) for rule in ("bp", "dfa")], [tmp_path / "mine" / name for name in "ab"]
+        )
+    assert not any((tmp_path / "mine").iterdir()), "a folder that was there stays"
 
 
 def test_a_last_batch_of_one_image_is_refused_where_it_cannot_be_normalised(tmp_path: Path) -> None:

@@ -187,6 +187,17 @@ def test_the_probe_finds_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.
         runs.create(tmp_path / "new")
 
 
+def test_folders_that_were_made_are_taken_away_unless_they_hold_something(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c"
+    made = runs.absent(deep)
+    assert made == [deep, deep.parent, deep.parent.parent]
+    runs.create(deep)
+    assert runs.absent(deep) == []
+    (tmp_path / "a" / "mine.txt").write_text("")
+    runs.discard(made)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine.txt"]
+
+
 def test_leftovers_of_dead_processes_are_cleared(tmp_path: Path) -> None:
     leftover = tmp_path / ".checkpoint.pt.123.torchdfa-tmp"
     leftover.write_bytes(b"half")

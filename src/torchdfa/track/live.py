@@ -85,6 +85,7 @@ def track(
         raise UsageError(f"{source} gives no frame to track in (0 frames)")
     box = _first_box(box, select, first, known)
     checked_box(box, (first.shape[1], first.shape[0]))
+    made = runs.absent(out)
     runs.make(out)
     lines = [_Line(t, colour) for t, colour in zip(trackers, itertools.cycle(draw.COLOURS), strict=False)]
     signum: int | None = None
@@ -98,6 +99,8 @@ def track(
         raise RunError(f"{str(error).rstrip('.')}. {kept}") from None
     finally:
         summary = _write(out, lines, source, known, stopped=signum != 0)
+        if not summary["trackers"]:
+            runs.discard(made)
     if signum:
         raise TrackingStopped(signum, out, f"stopped after {len(lines[0].rows)} frames; {_kept(summary, out)}")
     return summary
@@ -175,6 +178,4 @@ def _write(out: Path, lines: Seq[_Line], source: str, known: Truth | None, *, st
         summary["trackers"][t.name] = figures
     if summary["trackers"]:
         runs.write_json(out / _SUMMARY, summary)
-    else:
-        runs.discard(out)
     return summary

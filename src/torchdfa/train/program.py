@@ -71,14 +71,14 @@ def train_all(
     """
     resolved = [machine.resolve(config) for config in configs]
     launched = [launch(*parts) for parts in zip(configs, resolved, folders, strict=True)]
-    if launched[0].is_global_zero:
-        for folder in folders:
-            runs.create(folder)
+    made: list[Path] = []
     try:
+        for folder in folders if launched[0].is_global_zero else ():
+            made += runs.absent(folder)
+            runs.create(folder)
         data = _prepare(configs, launched[0])
     except Exception:
-        for folder in folders if launched[0].is_global_zero else ():
-            runs.discard(folder)
+        runs.discard(made)
         raise
     found = []
     for i, (config, on, folder, fabric) in enumerate(zip(configs, resolved, folders, launched, strict=True)):

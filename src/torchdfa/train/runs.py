@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,10 +213,16 @@ def create(folder: Path) -> None:
         raise UsageError(f"{folder} holds files that are not a run's ({min(foreign)}); take an empty or new --out")
 
 
-def discard(folder: Path) -> None:
-    """Take away the folder of a run that could not begin; one that holds anything stays."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+def absent(folder: Path) -> list[Path]:
+    """Of a folder and those that it lies in, what is not there."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def discard(folders: Iterable[Path]) -> None:
+    """Take away the folders that were made for a run that could not begin; one that holds anything stays."""
+    for folder in sorted(set(folders), key=lambda path: -len(path.parts)):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write_manifest(folder: Path) -> None:
