@@ -203,8 +203,10 @@ def _by_weights(scores: Seq[Scores]) -> str:
     trackers: dict[str, list[str]] = defaultdict(list)
     for s in scores:
         trackers[s.weights or "not known"].append(s.tracker)
+    most = max(trackers, key=lambda weights: len(trackers[weights]))
+    others = len(trackers.pop(most))
     said = "; ".join(f"{weights} of {', '.join(sorted(names))}" for weights, names in trackers.items())
-    return f"Weights differ: {said}."
+    return f"Weights differ: {said}; {most} of the other {others}."
 
 
 def _seeds(found: Seq[Arm]) -> str:
