@@ -6,7 +6,9 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,9 +33,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """What was loaded in this process is forgotten until the test ends."""
-    monkeypatch.setattr(cpu, "load", cpu.Loader(cpu._load, "in plain torch"))
+def fresh(forget: Callable[[Any], None], cache: Path) -> None:
+    forget(cpu)
 
 
 def small() -> tuple[torch.Tensor, torch.Tensor, int]:

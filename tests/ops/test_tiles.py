@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,9 +20,8 @@ CHANNELS = st.sampled_from([8, 16, 40])
 
 
 @pytest.fixture
-def loader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library is looked for anew."""
-    monkeypatch.setattr(tiles_cpu, "load", tiles_cpu.Loader(tiles_cpu._load, "in plain torch"))
+def loader(forget: Callable[[Any], None]) -> None:
+    forget(tiles_cpu)
 
 
 def assert_equal(name: str, *arguments: object, **named: object) -> None:
@@ -108,13 +110,7 @@ def test_what_the_library_takes():
     assert tiles.transforms(4, like.to("meta"), 64) is tiles_torch
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "reason"),
-    [("TORCHDFA_KERNEL", "off", "TORCHDFA_KERNEL=off"), ("CC", "no-such-compiler", "no C compiler was found")],
-)
-def test_without_the_library_torch_computes_it(loader, monkeypatch, tmp_path, setting, value, reason):
-    monkeypatch.setenv("TORCHDFA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(setting, value)
+def test_without_the_library_torch_computes_it(loader, reason):
     assert tiles.transforms(4, torch.zeros(1), 64) is tiles_torch
     assert reason in tiles_cpu.load()
 

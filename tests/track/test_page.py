@@ -44,5 +44,9 @@ def test_both_rules_ran_on_the_same_sequences_with_the_same_weights(results):
     arms = {name.partition("-")[2] for name in folders}
     assert {f"{rule}-{arm}" for rule in ("bp", "bdfa") for arm in arms} == set(folders)
     assert all(condition[f"bp-{arm}"] == condition[f"bdfa-{arm}"] for arm in arms)
+    usual = condition["bp-b32-s0" if results == SHORT else "bp-b128-s0"]
+    anew = {"b64-s2", "b16-s2"} if results == SHORT else set()  # as the page says
+    assert {arm for arm in arms if condition[f"bp-{arm}"] != usual} == anew
+    assert len({d["frames"] for d in described.values()}) == 1
     clips = json.loads((DOCS / "tracking" / "weights" / "result.json").read_text())["clips"]
     assert {d["weights"]["origin"] for d in described.values()} == {f"pretrained on {clips} clips, seed 0"}
